@@ -1,0 +1,64 @@
+"""isohub: models from hub repositories, each ref in a worker process of its own.
+
+Importing this package imports nothing else, not even torch; a name is brought when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from isohub import errors
+    from isohub.api import Repo, help, list, load, shutdown, workers  # noqa: A004 - torch.hub's names
+    from isohub.model.module import IsolatedModule
+    from isohub.model.objects import RemoteObject
+    from isohub.options import Isolation
+    from isohub.refs import RepoRef
+    from isohub.supervisor.worker import Worker
+
+__all__ = [
+    "IsolatedModule",
+    "Isolation",
+    "RemoteObject",
+    "Repo",
+    "RepoRef",
+    "Worker",
+    "__version__",
+    "errors",
+    "help",
+    "list",
+    "load",
+    "shutdown",
+    "workers",
+]
+
+_HOMES = {
+    "IsolatedModule": "isohub.model.module",
+    "Isolation": "isohub.options",
+    "RemoteObject": "isohub.model.objects",
+    "Repo": "isohub.api",
+    "RepoRef": "isohub.refs",
+    "Worker": "isohub.supervisor.worker",
+    "help": "isohub.api",
+    "list": "isohub.api",
+    "load": "isohub.api",
+    "shutdown": "isohub.api",
+    "workers": "isohub.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return importlib.import_module("isohub.errors")
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("isohub")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'isohub' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:  # type: ignore[valid-type]
+    return sorted({*globals(), *__all__})  # type: ignore[return-value]

@@ -1,0 +1,284 @@
+"""The pipeline: from a repo text to something loaded. Each step is one statement; the logic is below.
+
+::
+
+    text ── RepoRef.parse ──> resolve ──> fetch ──> Checkout ──> registry ──> Worker ──> request ──> result
+"""
+
+from __future__ import annotations
+
+import builtins
+import os
+from typing import TYPE_CHECKING, Any, Literal
+
+from isohub import trace
+from isohub.errors import missing_hubconf
+from isohub.hub.cache import Cache
+from isohub.hub.checkout import Checkout
+from isohub.hub.fetch import fetch
+from isohub.hub.resolve import resolve
+from isohub.model.in_process import load_in_process
+from isohub.model.tree import ProxyTable, stamp
+from isohub.options import Isolation
+from isohub.refs import RepoRef
+from isohub.supervisor.registry import Registry
+from isohub.supervisor.worker import Worker
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["Repo", "help", "list", "load", "shutdown", "workers"]
+
+Returns = Literal["module", "state_dict"]
+
+_registry = Registry(ProxyTable)
+
+
+def load(
+    repo_or_dir: str | os.PathLike[str],
+    model: str,
+    *args: Any,
+    source: str = "github",
+    trust_repo: bool | str = "check",
+    force_reload: bool = False,
+    verbose: bool = True,
+    skip_validation: bool = False,
+    isolate: bool | Isolation = True,
+    returns: Returns = "module",
+    **kwargs: Any,
+) -> Any:
+    """Load a model from a hub repository, in a worker process of its own.
+
+    The keywords up to `skip_validation` are torch.hub's. Those of isohub's own are two, so that they hide
+    few of an entrypoint's; `Repo(...).load` hides none.
+
+    Args:
+        repo_or_dir: Which repository: a folder (`pathlib.Path`, or a text with `source="local"`), or
+            `git+file:///path.git@ref` with a branch, a tag, or a full or short commit.
+        model: Name of an entrypoint in its hubconf.py.
+        *args: Arguments of the entrypoint.
+        source: `"local"` for a folder. `"github"` and `"gitlab"` are understood, but not fetched yet.
+        trust_repo: For remote sources. Folders and `git+file:` are your own, as in torch.hub.
+        force_reload: For remote sources. Folders and `git+file:` are looked at with every load.
+        verbose: Whether what the repository prints while it loads is passed on.
+        skip_validation: For remote sources.
+        isolate: True, or an `Isolation` with settings of the worker; False to load in this process, as
+            torch.hub does.
+        returns: `"module"` for what the entrypoint returns; `"state_dict"` for its state dict alone, as a
+            dict of tensors in shared memory.
+        **kwargs: Keyword arguments of the entrypoint.
+
+    Returns:
+        For a module, an `IsolatedModule`; for plain data and tensors, these; for any other object, a
+        `RemoteObject`. Tuples, lists and dicts keep their shape.
+
+    Raises:
+        RefError: The text names no repository.
+        ResolveError: The repository has no such ref, or cannot be asked.
+        FetchError: The commit's files cannot be brought.
+        FileNotFoundError: There is no hubconf.py.
+        MissingDependencyError: hubconf.py names packages that are not installed.
+        EntrypointError: hubconf.py has no such entrypoint.
+        LocalProtocolError: An argument cannot cross to the worker.
+        BrokenWorkerError: The worker died.
+        WorkerTimeoutError: It took longer than `Isolation(timeout_s=...)`.
+        Exception: What the entrypoint raised, of its builtin type; else a `RemoteError`.
+
+    Example:
+        >>> v1 = isohub.load("git+file:///srv/models.git@v1", "resnet18", weights=None)
+        >>> v2 = isohub.load("git+file:///srv/models.git@v2", "resnet18", weights=None)
+        >>> (v1(image) - v2(image)).abs().max()
+    """
+    repo = Repo(repo_or_dir, source=source, isolate=isolate, returns=returns, verbose=verbose)
+    return repo.load(model, *args, **kwargs)
+
+
+def list(  # noqa: A001 - torch.hub's name
+    github: str | os.PathLike[str],
+    force_reload: bool = False,
+    skip_validation: bool = False,
+    trust_repo: bool | str = "check",
+    verbose: bool = True,
+    *,
+    source: str = "github",
+    isolate: Literal[True] | Isolation = True,
+) -> builtins.list[str]:
+    """Return the names of the entrypoints of a repository, sorted.
+
+    hubconf.py is imported in a worker; this process never runs it. The arguments are those of `load`.
+
+    Raises:
+        Exception: As `load`, up to the entrypoint's own.
+
+    Example:
+        >>> isohub.list("git+file:///srv/models.git@v1")
+        ['resnet18', 'resnet50']
+    """
+    return Repo(github, source=source, isolate=isolate, verbose=verbose).list()
+
+
+def help(  # noqa: A001 - torch.hub's name
+    github: str | os.PathLike[str],
+    model: str,
+    force_reload: bool = False,
+    skip_validation: bool = False,
+    trust_repo: bool | str = "check",
+    *,
+    source: str = "github",
+    isolate: Literal[True] | Isolation = True,
+) -> str | None:
+    """Return the docstring of an entrypoint; None when it has none.
+
+    hubconf.py is imported in a worker; this process never runs it. The arguments are those of `load`.
+
+    Raises:
+        Exception: As `load`, up to the entrypoint's own.
+
+    Example:
+        >>> print(isohub.help("git+file:///srv/models.git@v1", "resnet18"))
+    """
+    return Repo(github, source=source, isolate=isolate).help(model)
+
+
+class Repo:
+    """A repository at one ref. Every keyword of `load` reaches the entrypoint.
+
+    The ref is resolved when the object is made, so that all that it loads is of one commit (a working
+    tree is looked at anew with every load). It shares its worker with whoever loads the same commit with
+    the same settings; `close`, or the end of `with`, ends the worker if nobody else uses it, and with it
+    the modules that came from there: they keep their weights, and refuse to be called.
+
+    Args:
+        repo_or_dir: As in `load`.
+        source: As in `load`.
+        isolate: As in `load`.
+        returns: As in `load`.
+        verbose: As in `load`.
+
+    Attributes:
+        ref: What was asked for, parsed.
+        checkout: The files.
+
+    Raises:
+        RefError, ResolveError, FetchError, FileNotFoundError: As `load`.
+
+    Example:
+        >>> with isohub.Repo("git+file:///srv/models.git@feat/x") as repo:
+        ...     net = repo.load("resnet18", device="cpu", verbose=True)
+    """
+
+    def __init__(
+        self,
+        repo_or_dir: str | os.PathLike[str],
+        *,
+        source: str = "github",
+        isolate: bool | Isolation = True,
+        returns: Returns = "module",
+        verbose: bool = True,
+    ) -> None:
+        self._isolation = _isolation(isolate)
+        if returns not in ("module", "state_dict"):
+            raise ValueError(f'Unknown returns: {returns!r}. Allowed values: "module" | "state_dict".')
+        self.ref = RepoRef.parse(repo_or_dir, source=source)
+        self._returns: Returns = returns
+        self._verbose = verbose
+        self._workers: builtins.list[Worker] = []
+        if self._isolation is not None:
+            _registry.warm_up()  # it imports torch while we resolve and fetch
+        self.checkout = _checkout(self.ref)
+
+    def __repr__(self) -> str:
+        return f"<Repo {self.ref} commit={self.commit}>"
+
+    def __enter__(self) -> Repo:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def commit(self) -> str | None:
+        """The commit, 40 hexadecimal digits; None for a working tree."""
+        return self.checkout.commit
+
+    def list(self) -> builtins.list[str]:
+        """Return the names of the entrypoints, sorted. See `isohub.list`."""
+        names: builtins.list[str] = self._ready().request("list", muted=not self._verbose)
+        return names
+
+    def help(self, model: str) -> str | None:
+        """Return the docstring of an entrypoint; None when it has none. See `isohub.help`."""
+        text: str | None = self._ready().request("help", name=_name(model), muted=not self._verbose)
+        return text
+
+    def load(self, model: str, /, *args: Any, **kwargs: Any) -> Any:
+        """Call an entrypoint with these arguments and return its result. See `isohub.load`."""
+        name = _name(model)
+        with trace.step("model.load", repo=str(self.ref), commit=self.commit, entrypoint=name):
+            if self._isolation is None:
+                result = load_in_process(self.checkout.root, name, args, kwargs)
+                return result.state_dict() if self._returns == "state_dict" else result
+            worker = self._ready()
+            with trace.step("model.build", worker=worker.label, entrypoint=name):
+                result = worker.request(
+                    "build", args, kwargs, name=name, returns=self._returns, muted=not self._verbose
+                )
+            stamp(result, name)
+            return result
+
+    def close(self) -> None:
+        """End the workers that nobody else uses. May be called again."""
+        while self._workers:
+            _registry.release(self._workers.pop())
+
+    def _ready(self) -> Worker:
+        """Return a worker for the files as they are: a new one if the last has ended, or a tree was edited."""
+        if self.ref.is_local_tree:
+            self.checkout = _checkout(self.ref)
+        worker = _registry.worker(self.checkout, self._isolation or Isolation())
+        if worker in self._workers and not worker.isolation.dedicated:
+            _registry.release(worker)  # it counts once for this object
+        else:
+            self._workers.append(worker)
+        return worker
+
+
+def workers() -> builtins.list[Worker]:
+    """Return the live workers of this program, oldest first.
+
+    Example:
+        >>> [(worker.label, worker.pid, worker.state) for worker in isohub.workers()]
+    """
+    return _registry.workers()
+
+
+def shutdown() -> None:
+    """End all workers and the forkserver now; it happens by itself when the program ends.
+
+    Modules that were loaded keep their weights, and refuse to be called. The next load starts afresh.
+    """
+    _registry.shutdown()
+
+
+def _checkout(ref: RepoRef) -> Checkout:
+    with trace.step("hub.checkout", repo=str(ref)):
+        checkout = fetch(resolve(ref), Cache())
+    if not (checkout.root / "hubconf.py").is_file():
+        raise missing_hubconf(checkout.root)
+    return checkout
+
+
+def _isolation(isolate: bool | Isolation) -> Isolation | None:
+    if isinstance(isolate, Isolation):
+        return isolate
+    if isinstance(isolate, bool):
+        return Isolation() if isolate else None
+    raise TypeError(f"isolate takes True, False or an isohub.Isolation, not {isolate!r}")
+
+
+def _name(model: object) -> str:
+    if not isinstance(model, str):
+        raise ValueError("Invalid input: model should be a string of function name")
+    return model

@@ -1,0 +1,1 @@
+"""The network and what it does to an image first."""

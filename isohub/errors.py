@@ -1,0 +1,234 @@
+"""Every exception class of isohub.
+
+::
+
+    Exception
+    └── IsohubError                 every error of ours, so that one `except` catches all
+        ├── RefError                (ValueError) the repo text cannot be read
+        ├── ResolveError            (ValueError) the repo has no such ref, or cannot be asked
+        ├── FetchError              (OSError) the files of a commit could not be brought
+        ├── EntrypointError         (RuntimeError, LookupError) hubconf.py has no such entrypoint
+        ├── MissingDependencyError  (RuntimeError) hubconf.py names packages that are not installed
+        ├── RemoteError             the repository's code raised; carries the remote traceback
+        ├── WorkerError             the worker process, not the code in it, is the trouble
+        │   ├── WorkerStartError    it never became ready
+        │   ├── BrokenWorkerError   it died
+        │   ├── WorkerTimeoutError  (TimeoutError) it did not answer in time, and was killed
+        │   ├── WorkerClosedError   it was closed by this program
+        │   └── ForeignProcessError the handle belongs to another process (this one is a fork)
+        └── ProtocolError           something cannot cross the border between parent and worker
+            ├── LocalProtocolError  (TypeError) what this program gave cannot cross
+            └── RemoteProtocolError the worker sent nonsense, and was killed
+
+`LocalProtocolError` and `RemoteProtocolError` split the blame as h11 does: the first is for the
+caller to mend, the second means that the worker must not be believed any more.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = [
+    "BrokenWorkerError",
+    "EntrypointError",
+    "FetchError",
+    "ForeignProcessError",
+    "IsohubError",
+    "LocalProtocolError",
+    "MissingDependencyError",
+    "ProtocolError",
+    "RefError",
+    "RemoteError",
+    "RemoteProtocolError",
+    "ResolveError",
+    "WorkerClosedError",
+    "WorkerError",
+    "WorkerStartError",
+    "WorkerTimeoutError",
+]
+
+
+class IsohubError(Exception):
+    """Base of every exception that isohub raises on its own account."""
+
+
+class RefError(IsohubError, ValueError):
+    """The text that names a repository cannot be read.
+
+    Attributes:
+        text: The text as it was given.
+    """
+
+    def __init__(self, message: str, *, text: str = "") -> None:
+        super().__init__(message)
+        self.text = text
+
+
+class ResolveError(IsohubError, ValueError):
+    """A repository has no such ref, or could not be asked for its refs.
+
+    Attributes:
+        repo: The repository, as a text or URL.
+        ref: The branch, tag or commit that was looked for; None for the default branch.
+    """
+
+    def __init__(self, message: str, *, repo: str = "", ref: str | None = None) -> None:
+        super().__init__(message)
+        self.repo = repo
+        self.ref = ref
+
+
+class FetchError(IsohubError, OSError):
+    """The files of a commit could not be brought to this machine.
+
+    Attributes:
+        url: Where they were asked for.
+        commit: The commit, 40 hexadecimal digits.
+    """
+
+    def __init__(self, message: str, *, url: str = "", commit: str | None = None) -> None:
+        super().__init__(message)
+        self.url = url
+        self.commit = commit
+
+
+class EntrypointError(IsohubError, RuntimeError, LookupError):
+    """`hubconf.py` has no callable of that name.
+
+    Attributes:
+        entrypoint: The name that was asked for.
+        available: The entrypoints that there are.
+    """
+
+    def __init__(self, message: str, *, entrypoint: str = "", available: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.entrypoint = entrypoint
+        self.available = available
+
+
+class MissingDependencyError(IsohubError, RuntimeError):
+    """`hubconf.py` lists packages in `dependencies` that cannot be imported.
+
+    Attributes:
+        names: The packages that are missing.
+    """
+
+    def __init__(self, message: str, *, names: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.names = names
+
+
+class RemoteError(IsohubError):
+    """The repository's code raised an exception in its worker.
+
+    An exception of a builtin type arrives as that builtin type, with a `RemoteError` as its
+    `__cause__`. A class of the repository's own arrives as a `RemoteError` that also derives from
+    the nearest builtin base, so that `except ValueError` catches a repo's `ModelError(ValueError)`.
+
+    Attributes:
+        type_name: Qualified name of the exception's class in the worker, e.g. `"models.ModelError"`.
+        message: Its text.
+        remote_traceback: The traceback as the worker printed it, whole `__cause__` chain included.
+    """
+
+    def __init__(self, message: str = "", *, type_name: str = "", remote_traceback: str = "") -> None:
+        super().__init__(message)
+        self.type_name = type_name
+        self.message = message
+        self.remote_traceback = remote_traceback
+
+
+class WorkerError(IsohubError):
+    """The worker process failed, rather than the code that it runs.
+
+    Attributes:
+        worker: Which worker, e.g. `"owner/name@1a2b3c4 pid=812"`.
+        stderr_tail: The last lines that it wrote to its stderr, oldest first.
+    """
+
+    def __init__(self, message: str, *, worker: str = "", stderr_tail: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.worker = worker
+        self.stderr_tail = stderr_tail
+
+
+class WorkerStartError(WorkerError):
+    """A worker, or the forkserver that workers come from, did not become ready."""
+
+
+class BrokenWorkerError(WorkerError):
+    """A worker process died while it was needed.
+
+    Attributes:
+        exit_code: What it exited with; None when a signal ended it, or when it is not known.
+        signal: Name of the signal that ended it, e.g. `"SIGKILL"`; None when none did.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        worker: str = "",
+        stderr_tail: tuple[str, ...] = (),
+        exit_code: int | None = None,
+        signal: str | None = None,
+    ) -> None:
+        super().__init__(message, worker=worker, stderr_tail=stderr_tail)
+        self.exit_code = exit_code
+        self.signal = signal
+
+
+class WorkerTimeoutError(WorkerError, TimeoutError):
+    """A worker did not answer before its deadline, and was killed.
+
+    Attributes:
+        timeout_s: The time that it had, in seconds.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        worker: str = "",
+        stderr_tail: tuple[str, ...] = (),
+        timeout_s: float = 0.0,
+    ) -> None:
+        super().__init__(message, worker=worker, stderr_tail=stderr_tail)
+        self.timeout_s = timeout_s
+
+
+class WorkerClosedError(WorkerError):
+    """The worker was closed by this program, and something of it was used afterwards."""
+
+
+class ForeignProcessError(WorkerError):
+    """A handle was used in a process other than the one that made it, such as after a fork."""
+
+
+class ProtocolError(IsohubError):
+    """Something cannot cross the border between this program and a worker."""
+
+
+class LocalProtocolError(ProtocolError, TypeError):
+    """What this side was asked to send cannot be sent; nothing was sent.
+
+    Attributes:
+        where: The place in the value, e.g. `"args[0]['mask']"`.
+    """
+
+    def __init__(self, message: str, *, where: str = "") -> None:
+        super().__init__(message)
+        self.where = where
+
+
+class RemoteProtocolError(ProtocolError):
+    """The other side sent something that no honest peer sends.
+
+    The parent kills a worker that does this. Seen without an attack it is a fault of isohub: please
+    report it with the repository and commit.
+    """
+
+
+def missing_hubconf(directory: Path) -> FileNotFoundError:
+    """Return the error for a checkout without hubconf.py, worded alike in parent and worker."""
+    return FileNotFoundError(f"No hubconf.py in {directory}: expected {directory / 'hubconf.py'}")

@@ -1,0 +1,224 @@
+"""`IsolatedModule`: the `nn.Module` in this process whose forward runs in a worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from isohub.errors import LocalProtocolError, RemoteProtocolError
+from isohub.model.objects import Lease, ask, get_attribute
+from isohub.wire.specs import ModuleNode
+
+if TYPE_CHECKING:
+    from isohub.model.tree import Tree
+
+__all__ = ["Info", "IsolatedModule"]
+
+
+@dataclass(frozen=True)
+class Info:
+    """Where an isolated module comes from: what `model.isohub` tells.
+
+    Attributes:
+        host: The host of the repository; empty for one on this machine.
+        repo: `owner/name`, or the name of a working tree's folder.
+        ref: The branch or tag that was taken; None for a working tree.
+        commit: Its commit, 40 hexadecimal digits; None for a working tree.
+        entrypoint: The entrypoint that returned it; None for a module that came by another way.
+        pid: Process id of its worker.
+        state: State of its worker: `"idle"`, `"busy"`, `"closed"` or `"broken"`.
+    """
+
+    host: str
+    repo: str
+    ref: str | None
+    commit: str | None
+    entrypoint: str | None
+    pid: int
+    state: str
+
+
+class IsolatedModule(nn.Module):
+    """A module that lives in a worker, with its tree, parameters and buffers here as well.
+
+    Parameters and buffers are the worker's own memory: what either side writes in place, the other sees at
+    once. Calls, and whatever is not found here (methods, attributes), go to the worker's module.
+    Sub-modules are `IsolatedModule`s and can be called on their own. It is made by `isohub.load`.
+
+    Raises:
+        BrokenWorkerError: The worker is dead. Weights and `state_dict()` go on working.
+        LocalProtocolError: An argument cannot cross to the worker.
+
+    Example:
+        >>> model = isohub.load("git+file:///srv/models.git@v1", "resnet18")
+        >>> model(torch.rand(1, 3, 224, 224)).shape
+        torch.Size([1, 1000])
+    """
+
+    _isohub_lease: Lease
+    _isohub_path: str
+    _isohub_tree: Tree
+    _isohub_node: ModuleNode
+
+    def __init__(self, tree: Tree, path: str, node: ModuleNode) -> None:
+        super().__init__()
+        here = self.__dict__
+        here["_isohub_lease"] = tree.lease
+        here["_isohub_tree"] = tree
+        here["_isohub_path"] = path
+        here["_isohub_node"] = node
+
+    @property
+    def isohub(self) -> Info:
+        """Where this module comes from, and how its worker is."""
+        return self._isohub_tree.info()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the worker's module with these arguments and return what it returned.
+
+        Tensors are copied once on the way there, and not at all on the way back.
+        """
+        return ask(self, "call", *args, kwargs=kwargs)
+
+    def train(self, mode: bool = True) -> IsolatedModule:
+        """Switch between training and evaluation, here and in the worker, by the module's own `train`."""
+        if not isinstance(mode, bool):
+            raise ValueError("training mode is expected to be boolean")
+        self._isohub_tree.take_modes(ask(self, "train", mode))
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> IsolatedModule:
+        """Have all parameters ask for gradients, or none, here and in the worker."""
+        return self._change("requires_grad_", requires_grad)
+
+    def float(self) -> IsolatedModule:
+        """Cast all floating point parameters and buffers to float32, here and in the worker."""
+        return self._cast(torch.float32)
+
+    def double(self) -> IsolatedModule:
+        """Cast all floating point parameters and buffers to float64, here and in the worker."""
+        return self._cast(torch.float64)
+
+    def half(self) -> IsolatedModule:
+        """Cast all floating point parameters and buffers to float16, here and in the worker."""
+        return self._cast(torch.float16)
+
+    def bfloat16(self) -> IsolatedModule:
+        """Cast all floating point parameters and buffers to bfloat16, here and in the worker."""
+        return self._cast(torch.bfloat16)
+
+    def to(self, *args: Any, **kwargs: Any) -> IsolatedModule:
+        """Cast as `nn.Module.to` does, here and in the worker; the device can only be the CPU.
+
+        Raises:
+            LocalProtocolError: Another device was asked for.
+        """
+        device, dtype, _, memory_format = torch._C._nn._parse_to(*args, **kwargs)
+        if device is not None and device.type != "cpu":
+            raise LocalProtocolError(
+                f"an isolated module stays on the CPU, where its worker has it: .to({str(device)!r}) is not there "
+                "yet. Use isolate=False for a module on another device"
+            )
+        if memory_format is not None:
+            return self._change("to", dtype=dtype, memory_format=memory_format)
+        return self if dtype is None else self._cast(dtype)
+
+    def _cast(self, dtype: torch.dtype) -> IsolatedModule:
+        tensors = [*self.parameters(), *self.buffers()]
+        if all(tensor.dtype is dtype for tensor in tensors if tensor.is_floating_point() or tensor.is_complex()):
+            return self
+        return self._change("to", dtype)
+
+    def _change(self, method: str, *args: Any, **kwargs: Any) -> IsolatedModule:
+        """Have the worker's module change itself, and take over what it is then."""
+        ask(self, "apply", *args, name=method, kwargs=kwargs)
+        return self
+
+    def _apply(self, fn: Any, recurse: bool = True) -> IsolatedModule:
+        # Everything else that replaces tensors (share_memory, cuda, to_empty, ...) ends up here. On this
+        # side alone it would silently part the module from its worker.
+        for tensor in (*self.parameters(recurse), *self.buffers(recurse)):
+            with torch.no_grad():
+                changed = fn(tensor)
+            if changed is not tensor and (changed.device, changed.data_ptr()) != (tensor.device, tensor.data_ptr()):
+                raise LocalProtocolError(
+                    "this would replace the parameters here and leave the worker's as they are; .to(dtype), "
+                    ".half() and their like do both. Use isolate=False for a module on another device"
+                )
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        here = self.__dict__
+        for registered in ("_parameters", "_buffers", "_modules"):
+            if registered in here and name in here[registered]:
+                return here[registered][name]
+        if (name.startswith("__") and name.endswith("__")) or "_isohub_lease" not in here:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return get_attribute(self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "training":
+            ask(self, "setattr", bool(value), name=name)
+        if name in self.__dict__ or name in type(self).__dict__:
+            object.__setattr__(self, name, value)
+            return
+        registered = name in self._parameters or name in self._buffers or name in self._modules
+        if registered or isinstance(value, nn.Module | nn.Parameter):
+            raise LocalProtocolError(
+                f"{name} = ...: replacing the modules, parameters and buffers of an isolated module is not there "
+                "yet. Write into the tensor in place (.data.copy_(...), load_state_dict), wrap the module, or "
+                "use isolate=False"
+            )
+        ask(self, "setattr", value, name=name)
+
+    def __delattr__(self, name: str) -> None:
+        if name in self.__dict__:
+            object.__delattr__(self, name)
+        elif name in self._parameters or name in self._buffers or name in self._modules:
+            raise LocalProtocolError(f"del {name}: taking parts out of an isolated module is not there yet")
+        else:
+            ask(self, "delattr", name=name)
+
+    def __dir__(self) -> list[str]:
+        names = set(super().__dir__())
+        if self._isohub_lease.worker.alive:
+            names.update(ask(self, "dir"))
+        return sorted(names)
+
+    def __repr__(self) -> str:
+        node = self._isohub_node
+        text = node.text if node.own_repr else super().__repr__()
+        return text if self._isohub_path else f"{text}\n# {self._isohub_tree.describe()}"
+
+    def _get_name(self) -> str:
+        return self._isohub_node.type_name.rpartition(".")[2]
+
+    def extra_repr(self) -> str:
+        """Return what the worker's module says of itself."""
+        return self._isohub_node.text
+
+    def __deepcopy__(self, _: object) -> Any:
+        raise self._uncopied()
+
+    def __reduce_ex__(self, _: object) -> Any:
+        raise self._uncopied()
+
+    def _uncopied(self) -> LocalProtocolError:
+        return LocalProtocolError(
+            f"an isolated module ({self._isohub_tree.describe()}) cannot be copied or pickled yet, since it lives in "
+            "a worker: load it again and use load_state_dict(model.state_dict())"
+        )
+
+
+def check_modes(value: object, count: int) -> list[bool]:
+    """Return the modes that a worker told for `count` modules.
+
+    Raises:
+        RemoteProtocolError: They are no modes, or not as many.
+    """
+    if not isinstance(value, list) or len(value) != count or not all(type(mode) is bool for mode in value):
+        raise RemoteProtocolError("modes of a module tree that do not fit it")
+    return value

@@ -1,0 +1,217 @@
+"""Objects that stay in the worker, as the caller holds them."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from isohub.errors import LocalProtocolError, RemoteProtocolError
+from isohub.supervisor.worker import Worker
+from isohub.wire.messages import Verb
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["BoundMethod", "Lease", "RemoteObject", "ask", "get_attribute", "object_class"]
+
+
+class Lease:
+    """One handle of a worker's, for as long as anybody here holds it.
+
+    Args:
+        worker: The worker.
+        handle: Number of the object in its table.
+        released: Called with the handle and how often it was received, when nobody holds it any more.
+    """
+
+    def __init__(self, worker: Worker, handle: int, released: Callable[[int, int], None]) -> None:
+        self.worker = worker
+        self.handle = handle
+        self._received = [0]
+        finalizer = weakref.finalize(self, _release, released, handle, self._received)
+        finalizer.atexit = False
+
+    def receive(self) -> None:
+        """Count that the worker sent the handle once more."""
+        self._received[0] += 1
+
+
+def _release(released: Callable[[int, int], None], handle: int, received: list[int]) -> None:
+    released(handle, received[0])
+
+
+class RemoteObject:
+    """Stands for an object that lives in a worker.
+
+    Attributes, methods, calls, `len`, iteration, items, `in`, `with`, `bool`, `==` and `str` go to the
+    object, as far as its class has them. Handed back to its own worker as an argument, it arrives as the
+    object itself. When the last `RemoteObject` for it dies, the worker lets go of it.
+
+    Raises:
+        AttributeError: As the object would.
+        BrokenWorkerError: The worker is dead, and the object with it.
+
+    Example:
+        >>> model, (get_timestamps, *_) = isohub.load(repo, "vad")
+        >>> get_timestamps(wave, model)
+    """
+
+    __slots__ = ("__weakref__", "_isohub_lease", "_isohub_type")
+
+    _isohub_lease: Lease
+    _isohub_type: str
+    _isohub_path = ""  # a module has one
+
+    def __init__(self, lease: Lease, type_name: str) -> None:
+        object.__setattr__(self, "_isohub_lease", lease)
+        object.__setattr__(self, "_isohub_type", type_name)
+
+    def __repr__(self) -> str:
+        lease = self._isohub_lease
+        return f"<RemoteObject {self._isohub_type} in {lease.worker!r}>"
+
+    def __str__(self) -> str:
+        return str(ask(self, "str"))
+
+    def __getattr__(self, name: str) -> Any:
+        # Python looks these up on its own, to copy, show or wrap an object; they are not the worker's.
+        if name.startswith("__") and name.endswith("__") and name not in _FORWARDED:
+            raise AttributeError(name)
+        return get_attribute(self, name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        ask(self, "setattr", value, name=name)
+
+    def __delattr__(self, name: str) -> None:
+        ask(self, "delattr", name=name)
+
+    def __dir__(self) -> list[str]:
+        return list(ask(self, "dir"))
+
+    def __reduce_ex__(self, _: object) -> Any:
+        raise LocalProtocolError(
+            f"a RemoteObject ({self._isohub_type}) stands for an object in worker process "
+            f"{self._isohub_lease.worker.pid}, so it cannot be copied or pickled; pass it as an argument of a call, "
+            "or take the data out of it"
+        )
+
+
+# Names with two underscores that mean something to a user.
+_FORWARDED = frozenset(("__name__", "__doc__", "__version__", "__wrapped__", "__all__", "__file__"))
+
+
+class BoundMethod:
+    """A method of an object in a worker. Calling it is one exchange; it holds no handle of its own."""
+
+    def __init__(self, lease: Lease, path: str, name: str) -> None:
+        self._isohub_lease = lease
+        self._isohub_path = path
+        self.__name__ = name
+        self._owner: object = None
+
+    def bind(self, owner: object) -> None:
+        """Keep `owner` alive with this method."""
+        self._owner = owner
+
+    def __repr__(self) -> str:
+        return f"<method {self.__name__} of {self._owner!r}>"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return ask(self, "method", *args, name=self.__name__, kwargs=kwargs)
+
+
+def ask(proxy: Any, verb: Verb, *args: Any, name: str = "", kwargs: dict[str, Any] | None = None) -> Any:
+    """Ask the worker of `proxy` to do something with what it stands for."""
+    lease: Lease = proxy._isohub_lease
+    return lease.worker.request(verb, args, kwargs, handle=lease.handle, path=proxy._isohub_path, name=name)
+
+
+def get_attribute(proxy: Any, name: str) -> Any:
+    """Return an attribute of what `proxy` stands for.
+
+    Raises:
+        AttributeError: It has none of that name.
+    """
+    value = ask(proxy, "getattr", name=name)
+    if isinstance(value, BoundMethod):
+        value.bind(proxy)
+    return value
+
+
+def _call(self: Any, *args: Any, **kwargs: Any) -> Any:
+    return ask(self, "call", *args, kwargs=kwargs)
+
+
+def _len(self: Any) -> int:
+    return _checked(ask(self, "len"), int)  # type: ignore[no-any-return]
+
+
+def _bool(self: Any) -> bool:
+    return _checked(ask(self, "bool"), bool)  # type: ignore[no-any-return]
+
+
+def _iter(self: Any) -> Iterator[Any]:
+    return ask(self, "iter")  # type: ignore[no-any-return]
+
+
+def _next(self: Any) -> Any:
+    answer = ask(self, "next")
+    if not isinstance(answer, tuple) or len(answer) != 2:
+        raise RemoteProtocolError("an answer to next() that is no pair")
+    found, value = answer
+    if not found:
+        raise StopIteration
+    return value
+
+
+def _enter(self: Any) -> Any:
+    return ask(self, "enter")
+
+
+def _exit(
+    self: Any, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+) -> bool:
+    return bool(ask(self, "exit", error))
+
+
+def _eq(self: Any, other: object) -> bool:
+    return bool(ask(self, "eq", other))
+
+
+def _checked(value: Any, kind: type) -> Any:
+    if type(value) is not kind:
+        raise RemoteProtocolError(f"a {type(value).__name__} where {kind.__name__} is due")
+    return value
+
+
+_METHODS: dict[str, dict[str, Any]] = {
+    "call": {"__call__": _call},
+    "len": {"__len__": _len},
+    "iter": {"__iter__": _iter},
+    "next": {"__next__": _next},
+    "getitem": {"__getitem__": lambda self, key: ask(self, "getitem", key)},
+    "setitem": {"__setitem__": lambda self, key, value: ask(self, "setitem", key, value)},
+    "delitem": {"__delitem__": lambda self, key: ask(self, "delitem", key)},
+    "contains": {"__contains__": lambda self, key: bool(ask(self, "contains", key))},
+    "with": {"__enter__": _enter, "__exit__": _exit},
+    "bool": {"__bool__": _bool},
+    "eq": {"__eq__": _eq, "__hash__": lambda self: ask(self, "hash")},
+}
+_classes: dict[tuple[type, frozenset[str]], type[Any]] = {}
+
+
+def object_class(base: type[Any], protocols: list[str]) -> type[Any]:
+    """Return `base` with the special methods that `protocols` (of `wire.values.PROTOCOLS`) stand for.
+
+    Python looks special methods up on the type, and their mere presence means something: an object with
+    `__len__` is false when empty, one with `__iter__` can be unpacked.
+    """
+    key = (base, frozenset(_METHODS.keys() & set(protocols)))
+    if key not in _classes:
+        members: dict[str, Any] = {"__slots__": ()} if base is RemoteObject else {}
+        for protocol in key[1]:
+            members.update(_METHODS[protocol])
+        members["__module__"] = base.__module__
+        _classes[key] = type(base.__name__, (base,), members)
+    return _classes[key]

@@ -1,0 +1,82 @@
+"""What a worker is given: frozen settings that are checked when they are made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+__all__ = ["DEFAULT_START_TIMEOUT_S", "Isolation"]
+
+# A fresh interpreter that imports torch takes 1.6 s on an idle machine, 3 s on a loaded one, and more
+# from a cold network disk; a repository may take 12 s to import. A minute says "hung" for certain.
+DEFAULT_START_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Isolation:
+    """How a worker process is set up. Pass it as `isolate=`; `isolate=True` is `Isolation()`.
+
+    Attributes:
+        setup: A function without arguments that the worker runs before it imports hubconf.py: the
+            place for shims that an old repository needs. It may be a lambda or a closure.
+        env: Environment variables of the worker's own, beside the few that it takes over from this
+            process (see the docs for which). A value of None takes a variable away.
+        threads: Threads of torch in the worker; None for as many as torch uses here, which is what
+            makes the results equal bit for bit.
+        timeout_s: Seconds that one load or call may take; None for no limit. A worker that takes
+            longer is killed.
+        start_timeout_s: Seconds that a worker may take to become ready.
+        dedicated: Whether the load gets a worker of its own instead of sharing that of its commit.
+
+    Raises:
+        TypeError: A value is of the wrong type.
+        ValueError: A number is out of range, or a variable name cannot be one.
+
+    Example:
+        >>> isohub.load(repo, "net", isolate=isohub.Isolation(threads=1, timeout_s=30))
+    """
+
+    setup: Callable[[], object] | None = None
+    env: Mapping[str, str | None] = field(default_factory=dict)
+    threads: int | None = None
+    timeout_s: float | None = None
+    start_timeout_s: float = DEFAULT_START_TIMEOUT_S
+    dedicated: bool = False
+
+    def __post_init__(self) -> None:
+        if self.setup is not None and not callable(self.setup):
+            raise TypeError(f"Isolation(setup=...) takes a function without arguments, not {self.setup!r}")
+        if not isinstance(self.env, Mapping):
+            raise TypeError(f"Isolation(env=...) takes a mapping of names to texts, not {self.env!r}")
+        for name, value in self.env.items():
+            _check_variable(name, value)
+        # A copy, so that a later change of the caller's dict changes no worker.
+        object.__setattr__(self, "env", MappingProxyType(dict(self.env)))
+        if self.threads is not None:
+            if isinstance(self.threads, bool) or not isinstance(self.threads, int):
+                raise TypeError(f"Isolation(threads=...) takes an int or None, not {self.threads!r}")
+            if self.threads < 1:
+                raise ValueError(f"Isolation(threads=...) must be at least 1, not {self.threads}")
+        if self.timeout_s is not None:
+            _check_seconds("timeout_s", self.timeout_s)
+        _check_seconds("start_timeout_s", self.start_timeout_s)
+        if not isinstance(self.dedicated, bool):
+            raise TypeError(f"Isolation(dedicated=...) takes True or False, not {self.dedicated!r}")
+
+
+def _check_variable(name: object, value: object) -> None:
+    if not isinstance(name, str) or not isinstance(value, str | None):
+        raise TypeError(
+            f"Isolation(env=...) maps texts to texts (or None, to take a variable away), not {name!r}: {value!r}"
+        )
+    if not name or "=" in name or "\0" in name or "\0" in (value or ""):
+        raise ValueError(f"Isolation(env=...): {name!r} with value {value!r} cannot be an environment variable")
+
+
+def _check_seconds(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"Isolation({name}=...) takes a number of seconds, not {value!r}")
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"Isolation({name}=...) must be a finite number of seconds above 0, not {value!r}")

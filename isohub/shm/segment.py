@@ -1,0 +1,89 @@
+"""One sealed piece of shared memory.
+
+The parent makes every segment as a memfd, seals it against shrinking and growing before anybody else
+has it, and hands the descriptor to the worker. Nothing of it has a name in a file system, so a killed
+program leaves nothing behind, and a worker cannot cut it short under the parent's feet (which would
+end the parent by SIGBUS).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import mmap
+import os
+import weakref
+
+__all__ = ["Segment", "create_memfd"]
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
+# fcntl has these names only from Python 3.12 or 3.13 on, by platform; the numbers are Linux's ABI.
+_F_ADD_SEALS = 1033
+_F_SEAL_SEAL, _F_SEAL_SHRINK, _F_SEAL_GROW = 0x1, 0x2, 0x4
+
+
+def create_memfd(nbytes: int) -> int:
+    """Return the descriptor of new shared memory of `nbytes` bytes that nobody can resize.
+
+    Raises:
+        OSError: The system gives no descriptor or no such size.
+    """
+    fd = os.memfd_create("isohub", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, nbytes)
+        fcntl.fcntl(fd, _F_ADD_SEALS, _F_SEAL_SHRINK | _F_SEAL_GROW | _F_SEAL_SEAL)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+class Segment:
+    """A mapped segment.
+
+    It holds no descriptor: the mapping keeps the memory, and `mmap.mmap`, which keeps one, would cost a
+    model of many segments as many descriptors. The mapping lives as long as anything looks into it; the
+    last view that dies takes it along.
+
+    Attributes:
+        number: Its number, which the parent gives, unique for one worker.
+        nbytes: Its size in bytes.
+        address: Where it is mapped.
+    """
+
+    def __init__(self, number: int, fd: int, nbytes: int) -> None:
+        """Map `nbytes` bytes of `fd`, which stays the caller's.
+
+        Raises:
+            OSError: The memory cannot be mapped.
+        """
+        protection = mmap.PROT_READ | mmap.PROT_WRITE
+        address = _libc.mmap(None, nbytes, protection, mmap.MAP_SHARED, fd, 0)
+        if address == _MAP_FAILED:
+            errno = ctypes.get_errno()
+            raise OSError(errno, f"cannot map {nbytes} bytes of shared memory: {os.strerror(errno)}")
+        self.number = number
+        self.nbytes = nbytes
+        self.address: int = address
+        whole = (ctypes.c_char * nbytes).from_address(address)
+        # Tied to the buffer, not to `self`: views outlive the Segment object.
+        self._unmap = weakref.finalize(whole, _libc.munmap, address, nbytes)
+        # At exit the kernel unmaps, after everybody who may still look.
+        self._unmap.atexit = False
+        self._view = memoryview(whole).cast("B")
+
+    def __repr__(self) -> str:
+        return f"<Segment {self.number} {self.nbytes / 1e6:.1f} MB sealed>"
+
+    def view(self, offset: int, nbytes: int) -> memoryview:
+        """Return a view of `nbytes` bytes from `offset`; while it lives, so does the mapping."""
+        return self._view[offset : offset + nbytes]
+
+    def on_unmap(self, callback: object, *args: object) -> None:
+        """Call `callback(*args)` when the last view of this segment has died."""
+        weakref.finalize(self._view.obj, callback, *args).atexit = False  # type: ignore[call-overload]

@@ -1,0 +1,338 @@
+"""Tensors into blocks of shared memory, and out of them."""
+
+from __future__ import annotations
+
+import bisect
+import ctypes
+import itertools
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from isohub.errors import RemoteProtocolError
+from isohub.shm.arena import Arena
+from isohub.shm.segment import Segment
+from isohub.wire.specs import (
+    ALIGNMENT_BYTES,
+    DTYPES,
+    META,
+    NOWHERE,
+    Block,
+    TensorSpec,
+    check_block,
+    check_spec,
+)
+
+__all__ = [
+    "Residents", "TensorReader", "TensorWriter", "Watch", "dtype_named", "name_of_dtype", "storage_over",
+    "tensor_over", "why_not",
+]  # fmt: skip
+
+_NAMES: dict[torch.dtype, str] = {
+    getattr(torch, name): name for name in DTYPES if isinstance(getattr(torch, name, None), torch.dtype)
+}
+_DTYPES: dict[str, torch.dtype] = {name: dtype for dtype, name in _NAMES.items()}
+
+# Above this a copy is worth more than one thread; below it torch's dispatch costs more than the copy.
+_THREADED_COPY_BYTES = 1 << 20
+
+
+def name_of_dtype(dtype: torch.dtype) -> str | None:
+    """Return the dtype's name on the wire; None when it cannot cross."""
+    return _NAMES.get(dtype)
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """Return the dtype of that name.
+
+    Raises:
+        RemoteProtocolError: torch here has no such dtype.
+    """
+    try:
+        return _DTYPES[name]
+    except KeyError:
+        raise RemoteProtocolError(f"a tensor of dtype {name[:40]!r}, which torch here does not have") from None
+
+
+def why_not(tensor: torch.Tensor) -> str | None:
+    """Return why `tensor` cannot lie in shared memory, or None if it can."""
+    if tensor.layout is not torch.strided:
+        return f"its layout is {tensor.layout}"
+    if tensor.device.type not in ("cpu", "meta"):
+        return f"it is on {tensor.device}; call .cpu() first"
+    if tensor.dtype not in _NAMES:
+        return f"its dtype is {tensor.dtype}"
+    if tensor.is_nested:
+        return "it is a nested tensor"
+    return None
+
+
+def storage_over(view: memoryview) -> torch.UntypedStorage:
+    """Return a storage over `view`, which it keeps alive; no copy."""
+    return torch.frombuffer(view, dtype=torch.uint8).untyped_storage()
+
+
+def tensor_over(
+    storage: torch.UntypedStorage | None, dtype: torch.dtype, offset: int, shape: Any, stride: Any
+) -> torch.Tensor:
+    """Return a tensor over `storage` (`offset` in bytes), or an empty one where there is no storage."""
+    tensor = torch.empty(0, dtype=dtype, device="cpu")
+    source = tensor.untyped_storage() if storage is None else storage
+    return tensor.set_(source, offset // dtype.itemsize, shape, stride)  # type: ignore[arg-type, call-overload]
+
+
+class Residents:
+    """The segments that hold weights, by address, so that a tensor that lies there is found."""
+
+    def __init__(self) -> None:
+        self._segments: dict[int, Segment] = {}
+        self._by_address: list[Segment] = []
+
+    def __len__(self) -> int:
+        return len(self._segments)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of them."""
+        return sum(segment.nbytes for segment in self._by_address)
+
+    def add(self, segment: Segment) -> None:
+        """Count `segment` in, and keep it mapped."""
+        self._segments[segment.number] = segment
+        self._by_address = sorted(self._segments.values(), key=_address)
+
+    def remove(self, number: int) -> None:
+        """Let go of a segment; unknown ones are ignored. Views of it keep it mapped."""
+        self._segments.pop(number, None)
+        self._by_address = sorted(self._segments.values(), key=_address)
+
+    def get(self, number: int) -> Segment | None:
+        """Return the segment of that number, if there is one."""
+        return self._segments.get(number)
+
+    def find(self, address: int, nbytes: int) -> Block | None:
+        """Return the block that `nbytes` bytes at `address` are, if they lie in a segment."""
+        by_address = self._by_address
+        place = bisect.bisect_right(by_address, address, key=_address) - 1
+        if place < 0:
+            return None
+        segment = by_address[place]
+        offset = address - segment.address
+        if offset + nbytes > segment.nbytes or offset % ALIGNMENT_BYTES:
+            return None
+        return Block(segment.number, offset, nbytes)
+
+
+def _address(segment: Segment) -> int:
+    return segment.address
+
+
+class TensorWriter:
+    """Lays the tensors of one payload into shared memory.
+
+    Tensors are only noted by `add`; `finish` allocates and copies, so that a value that turns out not to
+    be sayable has cost nothing.
+
+    Args:
+        arena: Where tensors are copied to.
+        residents: Where tensors may lie already.
+        move: Moves tensors into a segment for good, so that they are found among the residents.
+    """
+
+    def __init__(
+        self, arena: Arena, residents: Residents, move: Callable[[list[torch.Tensor]], None] | None = None
+    ) -> None:
+        self._arena = arena
+        self._residents = residents
+        self._move = move
+        self._index: dict[int, int] = {}
+        self._tensors: list[torch.Tensor] = []
+        self._moving: list[torch.Tensor] = []
+
+    def add(self, tensor: torch.Tensor, *, moving: bool = False) -> int:
+        """Note a tensor for which `why_not` is None; the same object gets the same index.
+
+        With `moving`, the tensor itself moves into shared memory instead of being copied there.
+        """
+        index = self._index.setdefault(id(tensor), len(self._tensors))
+        if index == len(self._tensors):
+            self._tensors.append(tensor)
+        if moving and self._move is not None:
+            self._moving.append(tensor)
+        return index
+
+    def finish(self) -> tuple[list[Block], list[TensorSpec]]:
+        """Return the blocks and the specs of all noted tensors, in order of their index."""
+        if self._moving and self._move is not None:
+            self._move(self._moving)
+        blocks: list[Block] = []
+        specs: list[TensorSpec | None] = [None] * len(self._tensors)
+        shared: dict[int, list[int]] = {}  # address of a storage -> tensors over it
+        for index, tensor in enumerate(self._tensors):
+            if tensor.is_conj() or tensor.is_neg():
+                # Lazy bits of the view, which bytes alone do not carry.
+                tensor = self._tensors[index] = tensor.detach().resolve_conj().resolve_neg()
+            if tensor.device.type == "meta" or tensor.numel() == 0:
+                specs[index] = _spec(tensor, META if tensor.device.type == "meta" else NOWHERE, 0)
+                continue
+            shared.setdefault(tensor.untyped_storage().data_ptr(), []).append(index)
+        copied: list[Block] = []
+        try:
+            for address, members in shared.items():
+                storage = self._tensors[members[0]].untyped_storage()
+                block = self._residents.find(address, storage.nbytes()) if self._residents else None
+                if block is not None:
+                    for index in members:
+                        tensor = self._tensors[index]
+                        specs[index] = _spec(tensor, len(blocks), tensor.storage_offset() * tensor.itemsize)
+                    blocks.append(block)
+                else:
+                    self._copy(address, members, blocks, specs, copied)
+        except BaseException:
+            for block in copied:
+                self._arena.release(block.segment, block.offset)
+            raise
+        return blocks, specs  # type: ignore[return-value]
+
+    def _copy(
+        self,
+        address: int,
+        members: list[int],
+        blocks: list[Block],
+        specs: list[TensorSpec | None],
+        copied: list[Block],
+    ) -> None:
+        """Copy what the tensors of one storage span; tensors that overlap stay views of one storage."""
+        spans = sorted((*_span(self._tensors[index]), index) for index in members)
+        place = 0
+        while place < len(spans):
+            start, end, _ = spans[place]
+            last = place
+            while last + 1 < len(spans) and spans[last + 1][0] < end:
+                last += 1
+                end = max(end, spans[last][1])
+            # So that elements of every size stay aligned as they were.
+            start -= start % ALIGNMENT_BYTES
+            block = self._arena.allocate(end - start)
+            copied.append(block)
+            segment = self._arena.segment(block.segment)
+            _copy_bytes(segment.address + block.offset, address + start, end - start)
+            for begin, _, index in spans[place : last + 1]:
+                specs[index] = _spec(self._tensors[index], len(blocks), begin - start)
+            blocks.append(block)
+            place = last + 1
+
+
+class TensorReader:
+    """Makes tensors of the specs in one payload, zero-copy.
+
+    Args:
+        blocks: Pieces of segments.
+        specs: Views of the blocks.
+        segment_of: Returns the segment of a number, or None where there is none.
+        watch: Called with a block and the view that keeps it, for every block that somebody has to give
+            back when the last tensor over it died.
+
+    Raises:
+        RemoteProtocolError: A number in them makes no sense.
+    """
+
+    def __init__(
+        self,
+        blocks: list[Block],
+        specs: list[TensorSpec],
+        segment_of: Callable[[int], Segment | None],
+        watch: Callable[[Block, memoryview], None],
+    ) -> None:
+        self._storages: list[torch.UntypedStorage | None] = []
+        for spec in specs:
+            check_spec(spec, blocks)
+        for block in blocks:
+            segment = segment_of(block.segment)
+            if segment is None:
+                raise RemoteProtocolError(f"a block of segment {block.segment}, which does not exist")
+            check_block(block, segment.nbytes)
+            if not block.nbytes:
+                self._storages.append(None)
+                continue
+            view = segment.view(block.offset, block.nbytes)
+            watch(block, view)
+            self._storages.append(storage_over(view))
+        self._specs = specs
+        self._made: dict[int, torch.Tensor] = {}
+
+    def spec(self, index: int) -> TensorSpec:
+        """Return the spec of that index.
+
+        Raises:
+            RemoteProtocolError: There is none.
+        """
+        if not 0 <= index < len(self._specs):
+            raise RemoteProtocolError(f"tensor {index} of {len(self._specs)}")
+        return self._specs[index]
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        """Return the tensor of that index; the same object each time."""
+        if index not in self._made:
+            spec = self.spec(index)
+            dtype = dtype_named(spec.dtype)
+            if spec.block == META:
+                tensor = torch.empty_strided(spec.shape, spec.stride, dtype=dtype, device="meta")
+            else:
+                storage = None if spec.block == NOWHERE else self._storages[spec.block]
+                tensor = tensor_over(storage, dtype, spec.offset, spec.shape, spec.stride)
+            self._made[index] = tensor
+        return self._made[index]
+
+
+class Watch:
+    """Notes the blocks of which the last tensor has died; they ride along with the next message."""
+
+    def __init__(self) -> None:
+        self._alive: dict[int, weakref.ref[memoryview]] = {}
+        self._dead: list[tuple[int, int]] = []
+        self._tokens = itertools.count()
+
+    def __call__(self, block: Block, view: memoryview) -> None:
+        """Watch `view`, which keeps `block` in use on this side."""
+        token = next(self._tokens)
+        key = (block.segment, block.offset)
+
+        def died(_: object) -> None:
+            # May run inside the garbage collector, in any thread: no lock, no I/O.
+            self._alive.pop(token, None)
+            self._dead.append(key)
+
+        self._alive[token] = weakref.ref(view, died)
+
+    def take(self) -> list[tuple[int, int]]:
+        """Return what has died since the last call."""
+        count = len(self._dead)
+        if not count:
+            return []
+        dead = self._dead[:count]
+        del self._dead[:count]
+        return dead
+
+
+def _spec(tensor: torch.Tensor, block: int, offset: int) -> TensorSpec:
+    return TensorSpec(
+        block, _NAMES[tensor.dtype], list(tensor.shape), list(tensor.stride()), offset, tensor.requires_grad
+    )
+
+
+def _span(tensor: torch.Tensor) -> tuple[int, int]:
+    """Return the first byte of the storage that the tensor uses, and the one after its last."""
+    first = tensor.storage_offset()
+    last = first + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
+    return first * tensor.itemsize, (last + 1) * tensor.itemsize
+
+
+def _copy_bytes(target: int, source: int, nbytes: int) -> None:
+    if nbytes < _THREADED_COPY_BYTES:
+        ctypes.memmove(target, source, nbytes)
+    else:
+        to = torch.frombuffer((ctypes.c_char * nbytes).from_address(target), dtype=torch.uint8)
+        to.copy_(torch.frombuffer((ctypes.c_char * nbytes).from_address(source), dtype=torch.uint8))

@@ -1,0 +1,209 @@
+"""Whole values into a payload and out of it: `wire.tree` with torch and NumPy.
+
+What belongs to one side alone (handles, pickles) is left to that side's `other` and `handle`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from isohub.errors import RemoteProtocolError
+from isohub.shm.arena import Arena
+from isohub.shm.tensors import Residents, TensorReader, TensorWriter, dtype_named, name_of_dtype, why_not
+from isohub.wire import tree
+from isohub.wire.messages import Payload
+from isohub.wire.specs import ModuleSpec
+from isohub.wire.values import Items, Scalar, TensorAt, Value
+
+__all__ = ["Packer", "Unpacker"]
+
+# NumPy types that cross: plain numbers, dates and fixed-width texts; never objects or structures.
+_NUMPY_TYPE = re.compile(r"[<>|=]?([?biufcmMSU]\d+)(\[\d*\w+\])?")
+_LAYOUTS = {str(value): value for value in vars(torch).values() if isinstance(value, torch.layout)}
+_FORMATS = {str(value): value for value in vars(torch).values() if isinstance(value, torch.memory_format)}
+
+
+class Packer:
+    """Says one value.
+
+    Args:
+        arena: Where tensors are copied to.
+        residents: Where tensors may lie already.
+        other: Says what is neither builtin nor of torch or NumPy; called with it and its place.
+        move: Moves tensors into shared memory for good.
+        moving: Whether every tensor is to be moved rather than copied.
+    """
+
+    def __init__(
+        self,
+        arena: Arena,
+        residents: Residents,
+        other: Callable[[Packer, Any, str], Value],
+        move: Callable[[list[torch.Tensor]], None] | None = None,
+        *,
+        moving: bool = False,
+    ) -> None:
+        self.tensors = TensorWriter(arena, residents, move)
+        self._moving = moving
+        self.modules: list[ModuleSpec] = []
+        self._other = other
+
+    def pack(self, value: object, where: str = "value") -> Payload:
+        """Return the payload that says `value`.
+
+        Raises:
+            LocalProtocolError: It cannot be said; nothing was allocated.
+        """
+        said = self.say(value, where)
+        blocks, specs = self.tensors.finish()
+        return Payload(said, blocks, specs, self.modules)
+
+    def say(self, value: object, where: str) -> Value:
+        """Return the value alone; its tensors are noted."""
+        return tree.pack(value, self._leaf, where)
+
+    def bytes(self, data: bytes | bytearray, kind: Any) -> TensorAt:
+        """Say `data` as shared memory."""
+        # frombuffer warns of read-only memory; nobody writes through this tensor.
+        tensor = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        return TensorAt(self.tensors.add(tensor), kind)
+
+    def _leaf(self, value: Any, where: str) -> Value:
+        if isinstance(value, torch.Tensor):
+            if why_not(value) is not None:
+                return self._other(self, value, where)
+            kind = "parameter" if isinstance(value, torch.nn.Parameter) else "tensor"
+            return TensorAt(self.tensors.add(value, moving=self._moving), kind)
+        if isinstance(value, torch.dtype):
+            return Scalar("dtype", name_of_dtype(value) or str(value).removeprefix("torch."))
+        if isinstance(value, torch.device):
+            return Scalar("device", str(value))
+        if type(value) is torch.Size:
+            return Items("size", [int(size) for size in value])
+        if isinstance(value, torch.layout | torch.memory_format):
+            return Scalar("layout" if isinstance(value, torch.layout) else "memory_format", str(value))
+        if type(value) in (bytes, bytearray):
+            return self.bytes(value, type(value).__name__)
+        if type(value).__module__ == "numpy":
+            said = self._numpy(value)
+            if said is not None:
+                return said
+        return self._other(self, value, where)
+
+    def _numpy(self, value: Any) -> Value | None:
+        import numpy as np
+
+        if isinstance(value, np.dtype):
+            return Scalar("npdtype", value.str) if _NUMPY_TYPE.fullmatch(value.str) else None
+        scalar = isinstance(value, np.generic)
+        if not (scalar or type(value) is np.ndarray) or not _NUMPY_TYPE.fullmatch(value.dtype.str):
+            return None
+        data = np.array(value, order="C")  # a copy, for it may be read-only or run backwards
+        detail = f"{data.dtype.str}:{','.join(map(str, data.shape))}"
+        raw = torch.from_numpy(data.reshape(-1).view(np.uint8)) if data.nbytes else torch.empty(0, dtype=torch.uint8)
+        return TensorAt(self.tensors.add(raw), "npscalar" if scalar else "array", detail)
+
+
+class Unpacker:
+    """Makes the value of one payload.
+
+    Args:
+        payload: As it was decoded.
+        tensors: Its tensors.
+        handle: Makes what is one side's own: a `Ref`, a pickle or a record.
+        with_gradient: What to make of a tensor that asked for gradients on the other side.
+    """
+
+    def __init__(
+        self,
+        payload: Payload,
+        tensors: TensorReader,
+        handle: Callable[[Unpacker, Any], Any],
+        with_gradient: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> None:
+        self.payload = payload
+        self.tensors = tensors
+        self._handle = handle
+        self._with_gradient = with_gradient
+
+    def unpack(self) -> Any:
+        """Return the value.
+
+        Raises:
+            RemoteProtocolError: It says something impossible.
+        """
+        return tree.unpack(self.payload.value, self._leaf)
+
+    def _leaf(self, value: Any) -> Any:
+        if isinstance(value, TensorAt):
+            return self._tensor(value)
+        if isinstance(value, Scalar):
+            return _scalar(value)
+        if isinstance(value, Items):  # of kind "size"
+            if not all(type(item) is int for item in value.items):
+                raise RemoteProtocolError("a size that is not of ints")
+            return torch.Size(value.items)  # type: ignore[arg-type]
+        return self._handle(self, value)
+
+    def _tensor(self, value: TensorAt) -> Any:
+        if value.kind == "tensor":
+            tensor = self.tensors[value.index]
+            if self._with_gradient is not None and self.tensors.spec(value.index).requires_grad:
+                return self._with_gradient(tensor)
+            return tensor
+        if value.kind == "parameter":
+            spec = self.tensors.spec(value.index)
+            return torch.nn.Parameter(self.tensors[value.index], requires_grad=spec.requires_grad)
+        if value.kind == "pickle":
+            return self._handle(self, value)
+        raw = self.tensors[value.index]
+        if raw.dtype is not torch.uint8 or raw.dim() != 1 or not raw.is_contiguous():
+            raise RemoteProtocolError(f"{value.kind} in a tensor of {raw.dtype} and {raw.dim()} dimensions")
+        if value.kind in ("bytes", "bytearray"):
+            data = raw.numpy().tobytes()
+            return data if value.kind == "bytes" else bytearray(data)
+        return _array(raw, value)
+
+
+def _scalar(value: Scalar) -> Any:
+    if value.kind == "dtype":
+        return dtype_named(value.text)
+    if value.kind == "npdtype":
+        return _numpy_type(value.text)
+    table = {"layout": _LAYOUTS, "memory_format": _FORMATS}.get(value.kind)
+    try:
+        return torch.device(value.text) if table is None else table[value.text]
+    except (RuntimeError, KeyError):
+        raise RemoteProtocolError(f"a {value.kind} {value.text[:40]!r}") from None
+
+
+def _numpy_type(text: str) -> Any:
+    import numpy as np
+
+    if not _NUMPY_TYPE.fullmatch(text):
+        raise RemoteProtocolError(f"an array of type {text[:40]!r}")
+    try:
+        return np.dtype(text)
+    except TypeError:
+        raise RemoteProtocolError(f"an array of type {text[:40]!r}") from None
+
+
+def _array(raw: torch.Tensor, value: TensorAt) -> Any:
+    dtype_text, _, shape_text = value.detail.partition(":")
+    dtype = _numpy_type(dtype_text)
+    try:
+        shape = tuple(int(size) for size in shape_text.split(",") if size)
+        count = 1
+        for size in shape:
+            count *= size
+        if count * dtype.itemsize != raw.numel() or min(shape, default=0) < 0:
+            raise ValueError("sizes and bytes differ")
+        array = raw.numpy().view(dtype) if raw.numel() else raw.numpy()[:0].astype(dtype)
+        array = array.reshape(shape)
+    except ValueError as error:
+        raise RemoteProtocolError(f"an array of {value.detail[:80]!r}: {error}") from None
+    return array[()] if value.kind == "npscalar" else array

@@ -1,0 +1,5 @@
+"""Worker processes as the parent sees them.
+
+`launch` starts them from a forkserver, `worker` is the handle on one, `registry` owns them all,
+`arguments` packs what the caller passes, `logs` carries their output.
+"""

@@ -1,0 +1,99 @@
+"""One thread that reads the workers' output and returns handles that nobody holds any more."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import selectors
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from isohub.supervisor.logs import Output
+
+__all__ = ["Background"]
+
+
+class Background:
+    """The thread. It runs while there is anything to watch, and owns a pipe by which it is woken."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._selector = selectors.DefaultSelector()
+        self._wake_r = self._wake_w = -1
+        self._tasks: deque[Callable[[], None]] = deque()
+        self._stopping = False
+
+    def watch(self, *outputs: Output) -> None:
+        """Read these outputs from now on."""
+        with self._lock:
+            if self._thread is None:
+                self._start()
+            for output in outputs:
+                self._selector.register(output.fd, selectors.EVENT_READ, output)
+        self._wake()
+
+    def forget(self, *outputs: Output) -> None:
+        """Read these outputs no more; their descriptors may be closed then."""
+        with self._lock:
+            for output in outputs:
+                with contextlib.suppress(KeyError, ValueError):
+                    self._selector.unregister(output.fd)
+
+    def soon(self, task: Callable[[], None]) -> None:
+        """Run `task` in the thread. May be called inside the garbage collector: it takes no lock."""
+        self._tasks.append(task)
+        self._wake()
+
+    def stop(self) -> None:
+        """End the thread and close its pipe. May be called again."""
+        with self._lock:
+            thread, self._thread = self._thread, None
+            self._stopping = True
+        if thread is None:
+            return
+        self._wake()
+        if thread is not threading.current_thread():
+            thread.join()
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close what this object owns, without the thread: in a fork there is none."""
+        self._thread = None
+        self._selector.close()
+        for fd in (self._wake_r, self._wake_w):
+            if fd >= 0:
+                os.close(fd)
+        self._wake_r = self._wake_w = -1
+        self._selector = selectors.DefaultSelector()
+        self._lock = threading.Lock()
+        self._tasks.clear()
+
+    def _start(self) -> None:
+        self._wake_r, self._wake_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._selector.register(self._wake_r, selectors.EVENT_READ, None)
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="isohub-background", daemon=True)
+        self._thread.start()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):  # full: it is awake anyway; -1: there is no thread
+            os.write(self._wake_w, b"x")
+
+    def _run(self) -> None:
+        selector, wake_r = self._selector, self._wake_r
+        while not self._stopping:
+            for key, _ in selector.select():
+                if key.data is None:
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(wake_r, 4096)
+                elif not key.data.drain():
+                    with self._lock, contextlib.suppress(KeyError, ValueError):
+                        selector.unregister(key.fd)
+            while self._tasks:
+                try:
+                    self._tasks.popleft()()
+                except Exception:
+                    logging.getLogger("isohub.supervisor").exception("a background task failed")

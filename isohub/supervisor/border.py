@@ -1,0 +1,222 @@
+"""The parent's side of the border of one worker: arguments out, results in."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Protocol
+
+import torch
+
+from isohub.errors import IsohubError, LocalProtocolError, RemoteProtocolError
+from isohub.shm.arena import Arena
+from isohub.shm.segment import Segment, create_memfd
+from isohub.shm.tensors import Residents, TensorReader, Watch, why_not
+from isohub.shm.values import Packer, Unpacker
+from isohub.supervisor.arguments import pickle_argument
+from isohub.wire.messages import Granted, NeedSegment, Payload
+from isohub.wire.specs import Block, ModuleSpec
+from isohub.wire.values import Items, Pairs, Record, Ref, TensorAt, Value
+
+__all__ = ["Border", "Proxies"]
+
+# A worker may hold one segment for each time that it moved weights; a hostile one may ask for ever.
+MAX_SEGMENTS = 4096
+
+
+class Proxies(Protocol):
+    """What makes the things that stand for a worker's objects here; the layer above provides it."""
+
+    def ref_of(self, value: object) -> Ref | None:
+        """Return what a proxy stands for in its worker; None for what is no proxy.
+
+        Raises:
+            LocalProtocolError: It stands for something in another worker.
+        """
+
+    def module_tree(self, spec: ModuleSpec, tensors: TensorReader) -> None:
+        """Take in a module tree, new or changed.
+
+        Raises:
+            RemoteProtocolError: It makes no sense.
+        """
+
+    def proxy(self, ref: Ref) -> object:
+        """Return what stands for `ref`."""
+
+    def record(self, record: Record, members: list[Any]) -> object:
+        """Return the record."""
+
+    def parts(self, value: object) -> tuple[Record, list[Any]] | None:
+        """Take a record apart, its members unsaid; None for what is no record."""
+
+    def with_gradient(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return `tensor`, which asked for gradients in the worker, as one that does so here."""
+
+    def unpacked(self) -> None:
+        """Know that the value of an answer is made."""
+
+    def released(self) -> list[tuple[int, int]]:
+        """Return the handles that nobody holds any more, and how often each had been received."""
+
+
+class Border:
+    """What this process has in common with one worker: segments, blocks and handles.
+
+    The parent makes every segment and owns its descriptor until the worker has it.
+    """
+
+    def __init__(self) -> None:
+        self.proxies: Proxies
+        self.residents = Residents()
+        self._arena = Arena(self._grow)
+        self._outbox: dict[int, Segment] = {}  # arena of the worker's results
+        self._watch = Watch()
+        self._next = 1
+        self._pending: list[tuple[int, int, int]] = []  # (number, nbytes, fd) that the worker lacks
+        self._total_bytes = 0
+        self._limit_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+    def pack(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payload:
+        """Say the arguments of a request.
+
+        Raises:
+            LocalProtocolError: One of them cannot be said; nothing was allocated.
+        """
+        if not args and not kwargs:
+            return _NO_ARGUMENTS
+        return Packer(self._arena, self.residents, self._other).pack((args, kwargs), "arguments")
+
+    def take_back(self, payload: Payload) -> None:
+        """Free the blocks of a payload that was not sent."""
+        for block in payload.blocks:
+            if self.residents.get(block.segment) is None:
+                self._arena.release(block.segment, block.offset)
+
+    def unpack(self, payload: Payload) -> Any:
+        """Return the value of an answer.
+
+        Raises:
+            RemoteProtocolError: It makes no sense.
+        """
+        try:
+            tensors = TensorReader(payload.blocks, payload.tensors, self._segment, self._watched)
+            for spec in payload.modules:
+                self.proxies.module_tree(spec, tensors)
+            return Unpacker(payload, tensors, self._handle, self.proxies.with_gradient).unpack()
+        except IsohubError:
+            raise
+        except Exception as error:
+            # Something that every check let through and torch or Python then refused.
+            raise RemoteProtocolError(f"an answer that says nothing: {type(error).__name__}: {error}") from error
+        finally:
+            self.proxies.unpacked()
+
+    def pending(self) -> tuple[list[tuple[int, int]], list[int]]:
+        """Return the segments to send along with the next request, and their descriptors."""
+        return [(number, nbytes) for number, nbytes, _ in self._pending], [fd for *_, fd in self._pending]
+
+    def sent(self) -> None:
+        """Close the descriptors that `pending` gave; the worker has its own now."""
+        while self._pending:
+            os.close(self._pending.pop()[2])
+
+    def freed(self) -> list[tuple[int, int]]:
+        """Return the blocks of results of which nothing is alive here any more."""
+        return self._watch.take()
+
+    def settle(self, freed: list[tuple[int, int]], dropped: list[int]) -> None:
+        """Take in what an answer gives back.
+
+        Raises:
+            RemoteProtocolError: It gives back what it does not have.
+        """
+        for segment, offset in freed:
+            try:
+                self._arena.release(segment, offset)
+            except KeyError:
+                raise RemoteProtocolError(f"a block {segment}:{offset} given back that was not given") from None
+        for number in dropped:
+            segment_dropped = self.residents.get(number)
+            if segment_dropped is None:
+                raise RemoteProtocolError(f"segment {number} dropped, which does not exist")
+            self._total_bytes -= segment_dropped.nbytes
+            self.residents.remove(number)
+
+    def grant(self, need: NeedSegment) -> tuple[Granted, int]:
+        """Make the segment that the worker asks for; return the grant and a descriptor, -1 if refused.
+
+        The descriptor is the caller's to close.
+
+        Raises:
+            RemoteProtocolError: The request makes no sense.
+        """
+        if not 0 < need.nbytes < 1 << 62:
+            raise RemoteProtocolError(f"a request for a segment of {need.nbytes} bytes")
+        if self._total_bytes + need.nbytes > self._limit_bytes:
+            return Granted(0, 0, f"{need.nbytes} more would be over this machine's memory"), -1
+        if len(self._outbox) + len(self.residents) >= MAX_SEGMENTS:
+            return Granted(0, 0, f"there are {MAX_SEGMENTS} segments already"), -1
+        try:
+            segment, fd = self._create(need.nbytes)
+        except OSError as error:
+            return Granted(0, 0, str(error)), -1
+        if need.use == "arena":
+            self._outbox[segment.number] = segment
+        else:
+            self.residents.add(segment)
+        return Granted(segment.number, segment.nbytes), fd
+
+    def close(self) -> None:
+        """Let go of every segment; tensors that lie there keep what they need."""
+        self.sent()
+        self._arena = Arena(self._grow)
+        self._outbox.clear()
+        self.residents = Residents()
+
+    def _create(self, nbytes: int) -> tuple[Segment, int]:
+        fd = create_memfd(nbytes)
+        try:
+            segment = Segment(self._next, fd, nbytes)
+        except BaseException:
+            os.close(fd)
+            raise
+        self._next += 1
+        self._total_bytes += nbytes
+        return segment, fd
+
+    def _grow(self, nbytes: int) -> Segment:
+        segment, fd = self._create(nbytes)
+        self._pending.append((segment.number, nbytes, fd))
+        return segment
+
+    def _segment(self, number: int) -> Segment | None:
+        return self._outbox.get(number) or self.residents.get(number)
+
+    def _watched(self, block: Block, view: memoryview) -> None:
+        if block.segment in self._outbox:
+            self._watch(block, view)
+
+    def _other(self, packer: Packer, value: object, where: str) -> Value:
+        ref = self.proxies.ref_of(value)
+        if ref is not None:
+            return ref
+        parts = self.proxies.parts(value)
+        if parts is not None:
+            record, members = parts
+            said = [packer.say(member, f"{where}.{key}") for key, member in zip(record.keys, members, strict=True)]
+            return Record(record.kind, record.type_name, record.keys, said)
+        if isinstance(value, torch.Tensor):
+            reason = why_not(value)
+            if reason is not None and value.device.type != "cpu":
+                raise LocalProtocolError(f"{where}: this tensor cannot go to a worker: {reason}", where=where)
+        return pickle_argument(packer, value, where, self.proxies.ref_of)
+
+    def _handle(self, _: Unpacker, value: Any) -> Any:
+        if isinstance(value, Ref):
+            return self.proxies.proxy(value)
+        if isinstance(value, TensorAt):
+            raise RemoteProtocolError("a pickle, which this process never reads")
+        return self.proxies.record(*value)
+
+
+_NO_ARGUMENTS = Payload(Items("tuple", [Items("tuple", []), Pairs("dict", [], [])]))

@@ -1,0 +1,97 @@
+"""Exceptions that workers report, raised here. Types come from a table, never from a worker's word."""
+
+from __future__ import annotations
+
+import builtins
+import re
+
+from isohub import errors
+from isohub.errors import EntrypointError, MissingDependencyError, RemoteError
+from isohub.wire.messages import Cause, Raised
+
+__all__ = ["clean", "exception"]
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+# Those that would end or confuse this process if they were raised here.
+_NOT_RAISED = (SystemExit, KeyboardInterrupt, GeneratorExit, StopIteration, StopAsyncIteration)
+_BUILTINS: dict[str, type[Exception]] = {
+    name: kind
+    for name, kind in vars(builtins).items()
+    if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, _NOT_RAISED)
+}
+_combined: dict[str, type[RemoteError]] = {}
+
+
+def clean(text: str, limit: int = 200_000) -> str:
+    """Return `text` without control characters, which could drive the user's terminal."""
+    return _CONTROL.sub("?", text[:limit])
+
+
+def exception(raised: Raised) -> Exception:
+    """Return the exception to raise for what a worker reported."""
+    cause = raised.error
+    remote_traceback = clean(raised.traceback)
+    message = clean(cause.message)
+    remote = RemoteError(
+        f"\n\n{remote_traceback}", type_name=clean(cause.type_name, 500), remote_traceback=remote_traceback
+    )
+    if cause.ours in errors.__all__:
+        error: Exception = _ours(cause, message)
+    elif cause.exact and cause.builtin in _BUILTINS:
+        error = _builtin(_BUILTINS[cause.builtin], cause, message)
+    else:
+        error = _combined_class(cause.builtin)(
+            _ended(cause, message), type_name=remote.type_name, remote_traceback=remote_traceback
+        )
+    error.__cause__ = remote
+    for note in raised.notes:
+        # PEP 678 is of Python 3.11; on 3.10 the attribute is there to be read all the same.
+        error.__notes__ = [*getattr(error, "__notes__", []), clean(note)]
+    return error
+
+
+def _ended(cause: Cause, message: str) -> str:
+    if cause.builtin == "SystemExit":
+        return f"the repository's code called sys.exit({message})"
+    return message
+
+
+def _ours(cause: Cause, message: str) -> Exception:
+    texts = tuple(clean(text) for text in cause.args or () if isinstance(text, str))
+    if cause.ours == "EntrypointError" and texts:
+        return EntrypointError(message, entrypoint=texts[0], available=texts[1:])
+    if cause.ours == "MissingDependencyError":
+        return MissingDependencyError(message, names=texts)
+    kind: type[errors.IsohubError] = getattr(errors, cause.ours)
+    return kind(message)
+
+
+def _builtin(kind: type[Exception], cause: Cause, message: str) -> Exception:
+    if cause.args is not None:
+        args = [clean(argument) if isinstance(argument, str) else argument for argument in cause.args]
+        try:
+            error = kind(*args)
+            if clean(str(error)) == message and type(error) is kind:
+                return error
+        except Exception:  # noqa: BLE001 - arguments that the class does not take; the message is enough
+            pass
+    try:
+        return kind(message)
+    except Exception:  # noqa: BLE001 - such as UnicodeDecodeError, which wants five
+        return _combined_class(kind.__name__)(message, type_name=cause.type_name)
+
+
+def _combined_class(builtin: str) -> type[RemoteError]:
+    """Return a `RemoteError` that an `except` of the builtin class catches as well."""
+    base = _BUILTINS.get(builtin, Exception)
+    if base is Exception:
+        return RemoteError
+    if builtin not in _combined:
+        try:
+            kind = type("RemoteError", (RemoteError, base), {"__module__": RemoteError.__module__})
+            kind("probe")
+        except TypeError:  # a class whose constructor wants more than a message
+            kind = RemoteError
+        _combined[builtin] = kind
+    return _combined[builtin]

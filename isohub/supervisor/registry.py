@@ -1,0 +1,163 @@
+"""Owns the forkserver and all workers of this process. The one object with state of its own."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from isohub import trace
+from isohub.hub.checkout import Checkout
+from isohub.options import Isolation
+from isohub.supervisor import forkserver
+from isohub.supervisor.arguments import pickle_function
+from isohub.supervisor.background import Background
+from isohub.supervisor.border import Proxies
+from isohub.supervisor.launch import ForkServer
+from isohub.supervisor.worker import Worker
+from isohub.wire.messages import Prepare
+
+__all__ = ["Registry"]
+
+
+@dataclass
+class _Slot:
+    """The place of one shared worker; its lock makes the second thread wait for the first one's launch."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    worker: Worker | None = None
+    users: int = 0
+
+
+class Registry:
+    """One worker for each checkout and each way of setting it up, started when it is first asked for.
+
+    Args:
+        make_proxies: Makes what stands for a new worker's objects in this process.
+    """
+
+    def __init__(self, make_proxies: Callable[[Worker, Checkout], Proxies]) -> None:
+        self._make_proxies = make_proxies
+        self._forget()
+        # A fork (a DataLoader, a web server) must not talk on our channels, nor keep the forkserver alive.
+        os.register_at_fork(after_in_child=self._forked)
+
+    def _forget(self) -> None:
+        self._lock = threading.Lock()
+        self._slots: dict[object, _Slot] = {}
+        self._workers: list[Worker] = []
+        self._forkserver = ForkServer()
+        self._background = Background()
+        self._at_exit = False
+
+    def __repr__(self) -> str:
+        return f"<Registry {len(self.workers())} workers, forkserver pid={self._forkserver.pid}>"
+
+    @property
+    def forkserver_pid(self) -> int | None:
+        """Process id of the forkserver; None while there is none."""
+        return self._forkserver.pid
+
+    def warm_up(self) -> None:
+        """Start the forkserver, if it is not running, without waiting for it."""
+        self._register_exit()
+        self._forkserver.ensure_running()
+
+    def workers(self) -> list[Worker]:
+        """Return the live workers, oldest first."""
+        with self._lock:
+            self._workers = [worker for worker in self._workers if worker.alive]
+            return list(self._workers)
+
+    def worker(self, checkout: Checkout, isolation: Isolation) -> Worker:
+        """Return a ready worker for `checkout`: the one that it has, or a new one.
+
+        Whoever is done with it may say so by `release`; the worker ends when nobody uses it any more.
+
+        Raises:
+            WorkerStartError: A new one does not become ready.
+            LocalProtocolError: `isolation.setup` cannot be pickled.
+            Exception: What `isolation.setup` raised.
+        """
+        self._register_exit()
+        key = object() if isolation.dedicated else (checkout.key, *_settings(isolation))
+        with self._lock:
+            slot = self._slots.setdefault(key, _Slot())
+        with slot.lock:
+            if slot.worker is None or not slot.worker.alive:
+                slot.worker, slot.users = self._launch(checkout, isolation), 0
+            slot.users += 1
+            return slot.worker
+
+    def release(self, worker: Worker) -> None:
+        """Take back one `worker` call; the last one ends the worker."""
+        with self._lock:
+            slots = [(key, slot) for key, slot in self._slots.items() if slot.worker is worker]
+        for key, slot in slots:
+            with slot.lock:
+                slot.users -= 1
+                if slot.users > 0 or slot.worker is not worker:
+                    return
+                worker.close()
+                with self._lock:
+                    self._slots.pop(key, None)
+
+    def shutdown(self) -> None:
+        """End all workers, the forkserver and the thread. The next `worker` starts afresh."""
+        closing = [threading.Thread(target=worker.close) for worker in self.workers()]
+        for thread in closing:
+            thread.start()
+        for thread in closing:
+            thread.join()
+        with self._lock:
+            self._slots.clear()
+            self._workers.clear()
+            self._background.stop()
+            self._forkserver.close()
+
+    def _launch(self, checkout: Checkout, isolation: Isolation) -> Worker:
+        label = checkout.repo.label + (f"@{checkout.commit[:7]}" if checkout.commit else "")
+        with trace.step("supervisor.launch", worker=label) as step:
+            setup = None if isolation.setup is None else pickle_function(isolation.setup)
+            worker = Worker(label, isolation, self._background)
+            worker.border.proxies = self._make_proxies(worker, checkout)
+            with self._lock:
+                self._workers.append(worker)
+            prepare = Prepare(
+                root=os.fspath(checkout.root),
+                label=label,
+                sys_path=[os.fspath(checkout.root)],
+                cwd=os.fspath(checkout.cwd),
+                argv=[os.fspath(checkout.root / "hubconf.py")],
+                environ=forkserver.worker_environment(isolation.env),
+                hub_dir=os.fspath(checkout.hub_folder),
+                pycache=None if checkout.pycache is None else os.fspath(checkout.pycache),
+                threads=isolation.threads or torch.get_num_threads(),
+                setup=setup,
+            )
+            worker.start(self._forkserver, prepare)
+            step.fields["pid"] = worker.pid
+        return worker
+
+    def _register_exit(self) -> None:
+        with self._lock:
+            if not self._at_exit:
+                self._at_exit = True
+                atexit.register(self.shutdown)
+
+    def _forked(self) -> None:
+        for worker in self._workers:
+            worker.forget()
+        self._forkserver.forget()
+        self._background.abandon()
+        # Models of the parent's that came along keep their own `Worker`, which refuses to be used here.
+        self._forget()
+
+
+def _settings(isolation: Isolation) -> tuple[object, ...]:
+    """Return what makes two workers of one checkout differ. Deadlines belong to calls, not to processes."""
+    return (isolation.setup, tuple(sorted(isolation.env.items(), key=str)), isolation.threads, isolation.timeout_s)

@@ -1,0 +1,395 @@
+"""The parent's handle on one worker process.
+
+::
+
+    caller ── request ──> pack ──> send ────────── socket ─────────> worker: do it
+                                    │ <── NeedSegment / Granted ──>    │
+    caller <── value ── unpack <── check <────── Returned | Raised ────┘
+
+One exchange at a time: threads that call the same worker queue for its lock. Whatever breaks an exchange
+in the middle (death, deadline, nonsense, Ctrl-C) ends the worker, since nobody could say what the next
+bytes on the channel belong to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from isohub.errors import (
+    BrokenWorkerError,
+    ForeignProcessError,
+    IsohubError,
+    RemoteProtocolError,
+    WorkerClosedError,
+    WorkerStartError,
+    WorkerTimeoutError,
+)
+from isohub.options import Isolation
+from isohub.shm.channel import Channel, DeadlineError, PeerGoneError
+from isohub.supervisor import state
+from isohub.supervisor.background import Background
+from isohub.supervisor.border import Border
+from isohub.supervisor.launch import ForkServer, Process
+from isohub.supervisor.logs import Output
+from isohub.supervisor.raised import exception
+from isohub.wire import codec
+from isohub.wire.lifecycle import Event, State, after
+from isohub.wire.messages import (
+    PROTOCOL_VERSION,
+    FromWorker,
+    Hello,
+    NeedSegment,
+    Prepare,
+    Raised,
+    Request,
+    Returned,
+    Verb,
+)
+
+__all__ = ["Worker"]
+
+# How long a worker that was asked to end may take for the repository's own clean-up.
+CLOSE_GRACE_S = 5.0
+# How long to wait for the exit status of a worker that has hung up; the forkserver reaps it at once.
+_STATUS_S = 2.0
+_TAIL_LINES = 20
+
+
+class Worker:
+    """One worker process, and everything that this process has in common with it.
+
+    It owns the channel, the output pipes and the segments. `close` (or `with`) ends it.
+
+    Args:
+        label: The repository as people know it, `owner/name:ref@1a2b3c4`.
+        isolation: Its settings.
+        background: The thread that reads its output.
+    """
+
+    def __init__(self, label: str, isolation: Isolation, background: Background) -> None:
+        self.label = label
+        self.isolation = isolation
+        self.border = Border()
+        self.calls = 0
+        self.started_at = time.time()  # noqa: TID251 - a date to show, not a duration
+        self._background = background
+        self._lock = threading.RLock()
+        self._state = State.STARTING
+        self._owner_pid = os.getpid()
+        self._process: Process | None = None
+        self._channel: Channel | None = None
+        self._outputs: tuple[Output, ...] = ()
+        self._generator = state.Generator()
+        self._end: IsohubError | None = None  # why it ended; told to everybody who asks again
+        self.pid = 0
+
+    def __repr__(self) -> str:
+        return f"<Worker {self.label} pid={self.pid} {self._state.value}>"
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def state(self) -> str:
+        """`"starting"`, `"idle"`, `"busy"`, `"closed"` or `"broken"`."""
+        return self._state.value
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can be asked anything."""
+        return self._state not in (State.CLOSED, State.BROKEN)
+
+    @property
+    def weights_nbytes(self) -> int:
+        """Bytes of weights in shared memory."""
+        return self.border.residents.nbytes
+
+    def start(self, forkserver: ForkServer, prepare: Prepare) -> None:
+        """Launch the process and prepare it.
+
+        Raises:
+            WorkerStartError: It does not become ready in `isolation.start_timeout_s`, or dies.
+            Exception: Whatever the user's `setup` raised.
+        """
+        with self._lock:
+            deadline = time.monotonic() + self.isolation.start_timeout_s
+            process = self._process = forkserver.launch(f"isohub-worker {self.label}")
+            self.pid = process.pid
+            self._channel = Channel(process.channel)
+            self._outputs = (Output(process.out, "stdout"), Output(process.err, "stderr"))
+            self._background.watch(*self._outputs)
+            try:
+                with self._guarded(deadline, self.isolation.start_timeout_s):
+                    self._greet(deadline)
+                    self._channel.send(codec.encode(prepare), (), deadline)
+                    answer = self._answer(deadline)
+            except (BrokenWorkerError, WorkerTimeoutError) as error:
+                raise WorkerStartError(
+                    f"worker {self.label} did not become ready: {error}",
+                    worker=self.label,
+                    stderr_tail=error.stderr_tail,
+                ) from error
+            self._drain()
+            if isinstance(answer, Raised):
+                self._finish(Event.DEATH, WorkerStartError(f"worker {self.label}: its setup failed"))
+                raise exception(answer)
+            self._state = after(self._state, Event.PREPARED)
+
+    def request(
+        self,
+        verb: Verb,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        *,
+        muted: bool = False,
+        **fields: Any,
+    ) -> Any:
+        """Ask for something and return the answer.
+
+        Args:
+            verb: What to do.
+            args: Positional arguments for it.
+            kwargs: Keyword arguments for it.
+            muted: Whether to keep what it prints to ourselves.
+            **fields: Further fields of `wire.messages.Request`.
+
+        Raises:
+            LocalProtocolError: An argument cannot cross; nothing was sent.
+            BrokenWorkerError: The worker is dead, or dies meanwhile.
+            WorkerTimeoutError: `isolation.timeout_s` passed; the worker was killed.
+            WorkerClosedError: The worker was closed.
+            ForeignProcessError: This process is a fork of the one that has the worker.
+            RemoteProtocolError: The worker sent nonsense, and was killed.
+            Exception: What the repository's code raised.
+        """
+        with self._lock:
+            self.check()
+            assert self._channel is not None
+            payload = self.border.pack(args, kwargs or {})
+            timeout_s = self.isolation.timeout_s
+            deadline = None if timeout_s is None else time.monotonic() + timeout_s
+            segments, descriptors = self.border.pending()
+            modes = self._generator.current()
+            message = codec.encode(
+                Request(
+                    verb=verb,
+                    payload=payload,
+                    state=modes,
+                    freed=self.border.freed(),
+                    released=self.border.proxies.released(),
+                    segments=segments,
+                    **fields,
+                )
+            )
+            self._state = after(self._state, Event.REQUEST)
+            self._mute(muted)
+            with self._guarded(deadline, timeout_s):
+                self._channel.send(message, descriptors, deadline)
+                self.border.sent()
+                answer = self._answer(deadline)
+                self.border.settle(answer.freed, answer.dropped)
+                self._generator.answered(answer.rng)
+                self._state = after(self._state, Event.ANSWER)
+                value = self.border.unpack(answer.payload) if isinstance(answer, Returned) else None
+            self.calls += 1
+            self._drain()
+            self._mute(False)
+        if isinstance(answer, Raised):
+            raise exception(answer)
+        return value
+
+    def release_soon(self) -> None:
+        """Tell the worker of handles that died here, unless a request is just going to."""
+        self._background.soon(self._release)
+
+    def close(self, timeout_s: float = CLOSE_GRACE_S) -> None:
+        """End the worker: ask first, and kill it if it takes longer than `timeout_s`. May be called again.
+
+        A request of another thread that is under way is waited for as long, and then broken off.
+        """
+        if not self.alive:
+            return
+        if os.getpid() != self._owner_pid:
+            self.forget()
+            return
+        deadline = time.monotonic() + timeout_s
+        reason = WorkerClosedError(f"worker {self.label} was closed", worker=self.label)
+        if not self._lock.acquire(timeout=timeout_s):
+            self._end = self._end or reason
+            self.kill()
+            self._lock.acquire()
+        try:
+            if not self.alive:
+                return
+            if self._state is State.IDLE and self._channel is not None:
+                with contextlib.suppress(PeerGoneError, DeadlineError, RemoteProtocolError):
+                    self._channel.send(codec.encode(Request(verb="close")), (), deadline)
+                    self._answer(deadline)
+                    assert self._process is not None
+                    self._process.exit_status(max(deadline - time.monotonic(), 0.0))
+            self._finish(Event.CLOSE, reason)
+        finally:
+            self._lock.release()
+
+    def kill(self) -> None:
+        """End the process at once, whatever it is doing. A request that waits for it fails."""
+        process = self._process
+        if process is not None and process.pidfd >= 0:
+            process.kill(signal.SIGKILL)
+
+    def check(self) -> None:
+        """Raise if nothing can be asked of this worker.
+
+        Raises:
+            ForeignProcessError: This process is a fork of the one that has it.
+            BrokenWorkerError: It died.
+            WorkerClosedError: It was closed.
+        """
+        if os.getpid() != self._owner_pid:
+            raise ForeignProcessError(
+                f"worker {self.label} belongs to process {self._owner_pid}, and this is process {os.getpid()}: "
+                "call isohub.load in the process that uses the model",
+                worker=self.label,
+            )
+        if self._end is not None:
+            raise type(self._end)(*self._end.args, **_fields(self._end))
+
+    def forget(self) -> None:
+        """Close our descriptors without ending anything: in a fork of the process that has the worker."""
+        if self._channel is not None:
+            self._channel.close()
+        if self._process is not None:
+            self._process.forget()
+
+    def _greet(self, deadline: float) -> None:
+        hello = self._receive(deadline)
+        if not isinstance(hello, Hello) or hello.protocol != PROTOCOL_VERSION:
+            raise RemoteProtocolError(f"a worker that greets with {hello!r:.200}")
+
+    def _answer(self, deadline: float | None) -> Returned | Raised:
+        assert self._channel is not None
+        while True:
+            message = self._receive(deadline)
+            if isinstance(message, Returned | Raised):
+                if self._channel.unread():
+                    raise RemoteProtocolError("more than one answer to one request")
+                return message
+            if not isinstance(message, NeedSegment):
+                raise RemoteProtocolError(f"a {type(message).__name__} in answer to a request")
+            granted, fd = self.border.grant(message)
+            try:
+                self._channel.send(codec.encode(granted), (fd,) if fd >= 0 else (), deadline)
+            finally:
+                if fd >= 0:
+                    os.close(fd)
+
+    def _receive(self, deadline: float | None) -> FromWorker:
+        assert self._channel is not None
+        return codec.decode_from_worker(self._channel.receive(deadline)[0])
+
+    @contextmanager
+    def _guarded(self, deadline: float | None, timeout_s: float | None) -> Iterator[None]:
+        """Turn every way in which an exchange can break into the end of the worker and its error."""
+        try:
+            yield
+        except PeerGoneError:
+            raise self._finish(Event.DEATH, None) from None
+        except DeadlineError:
+            self.kill()
+            error = WorkerTimeoutError(
+                f"worker {self.label} (pid {self.pid}) did not answer within {timeout_s:g} s and was killed",
+                worker=self.label,
+                timeout_s=timeout_s or 0.0,
+            )
+            raise self._finish(Event.DEATH, error) from None
+        except RemoteProtocolError as fault:
+            self.kill()
+            error = RemoteProtocolError(
+                f"worker {self.label} (pid {self.pid}) was killed, since it sent what no honest worker sends: {fault}"
+            )
+            raise self._finish(Event.DEATH, error) from fault
+        except BaseException as interruption:
+            # Ctrl-C, say. The answer may still come, and would be taken for that of the next request.
+            self.kill()
+            self._finish(Event.DEATH, BrokenWorkerError(
+                f"worker {self.label} was killed, since {type(interruption).__name__} broke off a call",
+                worker=self.label, signal="SIGKILL",
+            ))  # fmt: skip
+            raise
+
+    def _finish(self, event: Event, error: IsohubError | None) -> IsohubError:
+        """End everything of the worker, and return why."""
+        assert self._process is not None
+        self._state = after(self._state, event)
+        if self._process.pidfd >= 0 and error is not None:
+            self.kill()
+        status = self._process.exit_status(_STATUS_S)
+        if error is None:
+            self.kill()  # it hung up; if it is still there, nobody can talk to it
+        self._drain()
+        if self._end is not None:
+            error = self._end
+        elif error is None:
+            error = _broken(self, status, self._outputs[1].tail(_TAIL_LINES) if self._outputs else ())
+        self._end = error
+        self._background.forget(*self._outputs)
+        if self._channel is not None:
+            self._channel.close()
+        self._process.close()
+        self.border.close()
+        return error
+
+    def _release(self) -> None:
+        # If somebody has the lock, their request or the next one carries the releases.
+        if self._lock.acquire(blocking=False):
+            try:
+                if self._state is State.IDLE and os.getpid() == self._owner_pid:
+                    with contextlib.suppress(IsohubError):
+                        self.request("release")
+            finally:
+                self._lock.release()
+
+    def _drain(self) -> None:
+        for output in self._outputs:
+            output.drain()
+
+    def _mute(self, muted: bool) -> None:
+        for output in self._outputs:
+            output.muted = muted
+
+
+def _broken(worker: Worker, status: int | None, tail: tuple[str, ...]) -> BrokenWorkerError:
+    name = None
+    if status is None:
+        how = "ended, and nobody knows how: the forkserver ended with it"
+    elif status < 0:
+        try:
+            name = signal.Signals(-status).name
+        except ValueError:
+            name = f"signal {-status}"
+        how = f"was ended by {name}"
+    else:
+        how = f"exited with code {status}"
+    shown = "".join(f"\n    {line}" for line in tail)
+    return BrokenWorkerError(
+        f"worker {worker.label} (pid {worker.pid}) {how}. What it held is lost; load again for a new worker"
+        + (f". The last lines of its stderr:{shown}" if shown else ""),
+        worker=worker.label,
+        stderr_tail=tail,
+        exit_code=status if status is not None and status >= 0 else None,
+        signal=name,
+    )
+
+
+def _fields(error: IsohubError) -> dict[str, Any]:
+    return dict(vars(error)) if not isinstance(error, RemoteProtocolError) else {}

@@ -1,0 +1,77 @@
+"""One step of work: started, then complete or failed.
+
+Every step of a load (`resolve`, `fetch`, `launch`, `build`, ...) runs under `step`, so that one place
+decides what is told about it: a log record on the logger of that layer, and a call of every
+registered listener. The idea is httpcore's `_trace.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+__all__ = ["Step", "add_listener", "remove_listener", "step"]
+
+
+@dataclass
+class Step:
+    """A step that is running or over.
+
+    Attributes:
+        name: `layer.verb`, e.g. `"hub.resolve"`.
+        fields: What it works on; for a log line and for listeners.
+        duration_s: Seconds that it took; 0.0 while it runs.
+        state: `"started"`, `"complete"` or `"failed"`.
+    """
+
+    name: str
+    fields: dict[str, object] = field(default_factory=dict)
+    duration_s: float = 0.0
+    state: str = "started"
+
+
+_listeners: list[Callable[[Step], None]] = []
+
+
+def add_listener(listener: Callable[[Step], None]) -> None:
+    """Call `listener` with each step as it starts and as it ends, in the thread that does it."""
+    _listeners.append(listener)
+
+
+def remove_listener(listener: Callable[[Step], None]) -> None:
+    """Take back `add_listener`.
+
+    Raises:
+        ValueError: The listener is not registered.
+    """
+    _listeners.remove(listener)
+
+
+@contextmanager
+def step(name: str, **fields: object) -> Iterator[Step]:
+    """Run the body as one named step; `fields` say what it works on."""
+    this = Step(name, fields)
+    logger = logging.getLogger(f"isohub.{name.split('.', 1)[0]}")
+    _tell(logger, this)
+    start = time.monotonic()
+    try:
+        yield this
+    except BaseException:
+        this.state = "failed"
+        raise
+    else:
+        this.state = "complete"
+    finally:
+        this.duration_s = time.monotonic() - start
+        _tell(logger, this)
+
+
+def _tell(logger: logging.Logger, this: Step) -> None:
+    if logger.isEnabledFor(logging.DEBUG):
+        fields = " ".join(f"{key}={value}" for key, value in this.fields.items())
+        logger.debug("%s %s %s (%.1f ms)", this.name, this.state, fields, this.duration_s * 1e3)
+    for listener in tuple(_listeners):
+        listener(this)

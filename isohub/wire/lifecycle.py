@@ -1,0 +1,57 @@
+"""The states of a worker, as the parent sees them, and what leads from one to the next.
+
+All transitions are in this table. This file does no I/O and knows no worker.
+"""
+
+from __future__ import annotations
+
+import enum
+
+__all__ = ["Event", "State", "TRANSITIONS", "after"]
+
+
+class State(enum.Enum):
+    """What a worker is doing."""
+
+    STARTING = "starting"  #: launched, not yet prepared
+    IDLE = "idle"  #: ready for a request
+    BUSY = "busy"  #: a request is under way
+    CLOSED = "closed"  #: ended because this program said so
+    BROKEN = "broken"  #: ended otherwise: crashed, killed, overdue, or caught lying
+
+
+class Event(enum.Enum):
+    """What happens to a worker."""
+
+    PREPARED = "prepared"  #: it answered `Prepare`
+    REQUEST = "request"  #: a request was sent
+    ANSWER = "answer"  #: its answer came
+    CLOSE = "close"  #: the parent asked it to end
+    DEATH = "death"  #: it ended, or was killed because it could not be believed any more
+
+
+TRANSITIONS: dict[tuple[State, Event], State] = {
+    (State.STARTING, Event.PREPARED): State.IDLE,
+    (State.STARTING, Event.CLOSE): State.CLOSED,
+    (State.STARTING, Event.DEATH): State.BROKEN,
+    (State.IDLE, Event.REQUEST): State.BUSY,
+    (State.IDLE, Event.CLOSE): State.CLOSED,
+    (State.IDLE, Event.DEATH): State.BROKEN,
+    (State.BUSY, Event.ANSWER): State.IDLE,
+    (State.BUSY, Event.CLOSE): State.CLOSED,
+    (State.BUSY, Event.DEATH): State.BROKEN,
+    # An ended worker stays what it is: a death after `close` is the close, and the other way round.
+    (State.CLOSED, Event.CLOSE): State.CLOSED,
+    (State.CLOSED, Event.DEATH): State.CLOSED,
+    (State.BROKEN, Event.CLOSE): State.BROKEN,
+    (State.BROKEN, Event.DEATH): State.BROKEN,
+}
+
+
+def after(state: State, event: Event) -> State:
+    """Return the state that follows.
+
+    Raises:
+        KeyError: The event cannot happen in that state, which is a fault of isohub's own.
+    """
+    return TRANSITIONS[state, event]

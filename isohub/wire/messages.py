@@ -1,0 +1,224 @@
+"""Every message there is. A message is one JSON object with its kind in the field `type`.
+
+::
+
+    parent                                   worker
+      |  <------------------------- Hello  |     once, when the process is up
+      |  Prepare ---------------------->   |     once: paths, environment, threads, setup
+      |  <------------- Returned | Raised  |
+      |  Request ---------------------->   |     then any number of exchanges, one at a time
+      |  <------------------ NeedSegment   |       (any number of times in one exchange)
+      |  Granted, descriptor --------->    |
+      |  <------------- Returned | Raised  |
+
+Descriptors go from parent to worker only. The parent makes every segment, so there is no descriptor
+of a worker's that it would have to trust, and it never receives one.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Union
+
+from isohub.wire.specs import Block, ModuleSpec, TensorSpec
+from isohub.wire.structs import Struct
+from isohub.wire.values import Value
+
+__all__ = [
+    "PROTOCOL_VERSION", "Cause", "Granted", "Hello", "NeedSegment", "Payload", "Prepare", "Raised", "Request",
+    "Returned", "TorchState", "Verb", "FromParent", "FromWorker",
+]  # fmt: skip
+
+PROTOCOL_VERSION = 1
+
+Verb = Literal[
+    "list", "help", "build",
+    "call", "method", "getattr", "setattr", "delattr", "dir",
+    "len", "iter", "next", "getitem", "setitem", "delitem", "contains", "enter", "exit",
+    "bool", "eq", "hash", "str", "repr",
+    "train", "apply", "describe", "release", "close",
+]  # fmt: skip
+
+
+class Payload(Struct, array_like=True, frozen=True):
+    """A value with the tensors and modules that it speaks of.
+
+    Attributes:
+        value: The value itself.
+        blocks: Pieces of shared memory.
+        tensors: Views of the blocks.
+        modules: Trees that the receiver has not seen, or has seen in another state.
+    """
+
+    value: Value = None
+    blocks: list[Block] = []
+    tensors: list[TensorSpec] = []
+    modules: list[ModuleSpec] = []
+
+
+class TorchState(Struct, array_like=True, frozen=True):
+    """The modes of torch in the calling thread, which the worker takes on for one exchange.
+
+    Attributes:
+        grad: `torch.is_grad_enabled()`.
+        inference: `torch.is_inference_mode_enabled()`.
+        default_dtype: Name of the default dtype.
+        autocast: dtype name of CPU autocast; None when it is off.
+        rng: The state of the default generator, when the worker does not have it; else None.
+    """
+
+    grad: bool = True
+    inference: bool = False
+    default_dtype: str = "float32"
+    autocast: str | None = None
+    rng: bytes | None = None
+
+
+class Prepare(Struct, tag=True, frozen=True, kw_only=True):
+    """What a worker needs to know before it touches the repository.
+
+    Attributes:
+        root: Absolute path of the folder with hubconf.py.
+        label: The repository as people know it, for messages.
+        sys_path: Entries that go in front of the interpreter's own, `root` first.
+        cwd: Folder to work in.
+        argv: `sys.argv`.
+        environ: The whole environment.
+        hub_dir: `torch.hub.get_dir()` in the worker.
+        pycache: Prefix for bytecode; None to neither read nor write any.
+        threads: Number of threads of torch.
+        setup: A function to run first, pickled by cloudpickle; None for none.
+    """
+
+    root: str
+    label: str
+    sys_path: list[str]
+    cwd: str
+    argv: list[str]
+    environ: dict[str, str]
+    hub_dir: str
+    pycache: str | None
+    threads: int
+    setup: bytes | None
+
+
+class Request(Struct, tag=True, frozen=True, kw_only=True, omit_defaults=True):
+    """One thing to do.
+
+    Attributes:
+        verb: What to do.
+        handle: With which object; 0 where there is none.
+        path: With which sub-module of it.
+        name: Attribute, method or entrypoint.
+        returns: For `build`: what is wanted back.
+        payload: A tuple `(args, kwargs)`.
+        state: Modes of torch to take on.
+        released: (handle, how often it was received): the parent holds them no more.
+        freed: (segment, offset) of blocks of the worker's that the parent holds no more.
+        segments: (number, nbytes) of new segments of the parent's arena; their descriptors come with
+            this frame, in this order.
+    """
+
+    verb: Verb
+    handle: int = 0
+    path: str = ""
+    name: str = ""
+    returns: Literal["module", "state_dict"] = "module"
+    payload: Payload = Payload()
+    state: TorchState | None = None
+    released: list[tuple[int, int]] = []
+    freed: list[tuple[int, int]] = []
+    segments: list[tuple[int, int]] = []
+
+
+class Granted(Struct, tag=True, frozen=True):
+    """The segment that the worker asked for; its descriptor comes with this frame.
+
+    Attributes:
+        segment: Its number.
+        nbytes: Its size in bytes; 0 when it was refused, and then no descriptor comes.
+        reason: Why it was refused.
+    """
+
+    segment: int
+    nbytes: int
+    reason: str = ""
+
+
+class Hello(Struct, tag=True, frozen=True, kw_only=True):
+    """The worker process is up."""
+
+    protocol: int
+    pid: int
+    python: str
+    torch: str
+
+
+class NeedSegment(Struct, tag=True, frozen=True):
+    """The worker has no room for `nbytes` more bytes.
+
+    Attributes:
+        nbytes: How many it needs.
+        use: Blocks of an `arena` come and go with calls; `weights` stay where they are until nothing in
+            the worker lies there any more.
+    """
+
+    nbytes: int
+    use: Literal["arena", "weights"]
+
+
+class Returned(Struct, tag=True, frozen=True, kw_only=True, omit_defaults=True):
+    """The request was done.
+
+    Attributes:
+        payload: Its result.
+        rng: State of the worker's default generator, if the request moved it.
+        freed: (segment, offset) of blocks of the parent's that the worker holds no more.
+        dropped: Segments of which the worker holds nothing more.
+    """
+
+    payload: Payload = Payload()
+    rng: bytes | None = None
+    freed: list[tuple[int, int]] = []
+    dropped: list[int] = []
+
+
+class Cause(Struct, array_like=True, frozen=True):
+    """An exception without its traceback.
+
+    Attributes:
+        type_name: Qualified name of its class.
+        builtin: Name of the nearest builtin class; the class itself if `exact`.
+        exact: Whether its class is that builtin.
+        message: Its text.
+        args: Its arguments, where all of them are plain.
+        ours: Name of the class in `isohub.errors`, if it is one of ours; else empty.
+    """
+
+    type_name: str
+    builtin: str
+    exact: bool
+    message: str
+    args: list[Union[None, bool, int, float, str]] | None = None
+    ours: str = ""
+
+
+class Raised(Struct, tag=True, frozen=True, kw_only=True, omit_defaults=True):
+    """The request ended in an exception.
+
+    Attributes:
+        error: The exception.
+        traceback: Its traceback as text, with the whole chain of causes.
+        notes: Notes for the user that the worker adds.
+        rng, freed, dropped: As in `Returned`.
+    """
+
+    error: Cause
+    traceback: str
+    notes: list[str] = []
+    rng: bytes | None = None
+    freed: list[tuple[int, int]] = []
+    dropped: list[int] = []
+
+
+FromParent = Union[Prepare, Request, Granted]
+FromWorker = Union[Hello, NeedSegment, Returned, Raised]

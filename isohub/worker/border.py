@@ -1,0 +1,142 @@
+"""The worker's side of the border: requests' values in, results out."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Literal
+
+from isohub.shm.arena import Arena
+from isohub.shm.segment import Segment
+from isohub.shm.tensors import Residents, TensorReader, Watch
+from isohub.shm.values import Packer, Unpacker
+from isohub.wire.messages import Granted, Payload, Request
+from isohub.wire.specs import Block
+from isohub.wire.values import Record, Ref, TensorAt
+from isohub.worker import export, weights
+from isohub.worker.objects import Objects
+
+__all__ = ["Border", "Use"]
+
+Use = Literal["arena", "weights"]
+
+
+class Border:
+    """What this worker has in common with its parent: segments, blocks and handles.
+
+    Args:
+        need_segment: Asks the parent for a segment; returns the grant and its descriptor.
+    """
+
+    def __init__(self, need_segment: Callable[[int, Use], tuple[Granted, int]]) -> None:
+        self._need = need_segment
+        self.objects = Objects()
+        self._arena = Arena(lambda nbytes: self._new_segment(nbytes, "arena"))
+        self._residents = Residents()
+        self._inbox: dict[int, Segment] = {}
+        self._watch = Watch()
+        self._living: Counter[int] = Counter()  # blocks in use here, by segment of weights
+
+    def accept(self, request: Request, descriptors: list[int]) -> None:
+        """Take in what comes along with a request: new segments, and what the parent gives back."""
+        for (number, nbytes), fd in zip(request.segments, descriptors, strict=True):
+            self._inbox[number] = Segment(number, fd, nbytes)
+            os.close(fd)
+        for number, offset in request.freed:
+            self._arena.release(number, offset)
+        for handle, count in request.released:
+            self.objects.release(handle, count)
+
+    def news(self) -> dict[str, Any]:
+        """Return what goes along with an answer: blocks and segments of which nothing lives here."""
+        freed, dropped = [], []
+        for number, offset in self._watch.take():
+            if number in self._inbox:
+                freed.append((number, offset))
+                continue
+            self._living[number] -= 1
+            if not self._living[number]:
+                del self._living[number]
+                self._residents.remove(number)
+                dropped.append(number)
+        return {"freed": freed, "dropped": dropped}
+
+    def unpack(self, payload: Payload) -> Any:
+        """Return the value that the parent sent."""
+        reader = TensorReader(payload.blocks, payload.tensors, self._segment, self._watched)
+        return Unpacker(payload, reader, self._handle).unpack()
+
+    def pack(self, value: object, *, moving: bool = False) -> Payload:
+        """Say a result; with `moving`, its tensors move into shared memory for good.
+
+        Raises:
+            LocalProtocolError: It cannot be said.
+        """
+
+        def other(packer: Packer, value: Any, where: str) -> Any:
+            return export.say_other(packer, value, where, self.objects)
+
+        packer = Packer(self._arena, self._residents, other, self._move, moving=moving)
+        return packer.pack(value, "result")
+
+    def describe(self, handle: int) -> Payload:
+        """Describe the module of that handle as it is now."""
+        module = self.objects.get(handle)
+        packer = Packer(self._arena, self._residents, lambda *_: None, self._move)
+        packer.modules.append(export.describe(packer, module, handle, self.objects))
+        return packer.pack(None)
+
+    def method(self, handle: int, path: str, name: str) -> Payload:
+        """Say a bound method of an object that the parent has a handle of."""
+        return Payload(Ref("method", handle, path, name))
+
+    def _move(self, tensors: Any) -> None:
+        weights.move(tensors, self._residents, lambda n: self._new_segment(n, "weights"), self._watched)
+
+    def _watched(self, block: Block, view: memoryview) -> None:
+        if block.segment not in self._inbox:
+            self._living[block.segment] += 1
+        self._watch(block, view)
+
+    def _segment(self, number: int) -> Segment | None:
+        return self._inbox.get(number) or self._residents.get(number)
+
+    def _new_segment(self, nbytes: int, use: Use) -> Segment:
+        granted, fd = self._need(nbytes, use)
+        try:
+            return Segment(granted.segment, fd, granted.nbytes)
+        finally:
+            os.close(fd)
+
+    def _handle(self, unpacker: Unpacker, value: Any) -> Any:
+        if isinstance(value, Ref):
+            found = self.objects.get(value.handle, value.path)
+            return getattr(found, value.name) if value.kind == "method" else found
+        if isinstance(value, TensorAt):
+            return _Unpickler(unpacker, self, unpacker.tensors[value.index].numpy().tobytes()).load()
+        record, members = value
+        assert isinstance(record, Record)
+        return tuple(members) if record.kind == "namedtuple" else dict(zip(record.keys, members, strict=True))
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads what the parent pickled; its tensors and handles came beside the pickle."""
+
+    def __init__(self, unpacker: Unpacker, border: Border, data: bytes) -> None:
+        super().__init__(io.BytesIO(data))
+        self._unpacker = unpacker
+        self._border = border
+
+    def persistent_load(self, key: Any) -> Any:
+        kind, *rest = key
+        if kind == "tensor":
+            return self._unpacker.tensors[rest[0]]
+        if kind == "parameter":
+            index, requires_grad = rest
+            import torch
+
+            return torch.nn.Parameter(self._unpacker.tensors[index].clone(), requires_grad=requires_grad)
+        return self._border.objects.get(*rest)

@@ -1,0 +1,144 @@
+"""The verbs: what each request does in the worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from isohub.wire.messages import Payload, Request
+from isohub.worker import export
+from isohub.worker.border import Border
+from isohub.worker.hubconf import Hubconf
+
+__all__ = ["Executor"]
+
+
+class Executor:
+    """Does requests.
+
+    Args:
+        hubconf: The repository's.
+        border: Values in and out.
+    """
+
+    def __init__(self, hubconf: Hubconf, border: Border) -> None:
+        self._hubconf = hubconf
+        self._border = border
+
+    def execute(self, request: Request) -> Payload:
+        """Do what the request says and return its result.
+
+        Raises:
+            BaseException: Whatever the repository's code raises.
+        """
+        special = getattr(self, f"_{request.verb}", None)
+        if special is not None:
+            return special(request)  # type: ignore[no-any-return]
+        target = self._target(request)
+        args, kwargs = self._border.unpack(request.payload)
+        return self._border.pack(_OPERATIONS[request.verb](target, *args, **kwargs))
+
+    def _target(self, request: Request) -> Any:
+        return self._border.objects.get(request.handle, request.path)
+
+    def _list(self, _: Request) -> Payload:
+        return self._border.pack(self._hubconf.list())
+
+    def _help(self, request: Request) -> Payload:
+        return self._border.pack(self._hubconf.find(request.name).__doc__)
+
+    def _build(self, request: Request) -> Payload:
+        entry = self._hubconf.find(request.name)
+        args, kwargs = self._border.unpack(request.payload)
+        result = entry(*args, **kwargs)
+        if request.returns == "state_dict":
+            result = _state_dict(result, request.name)
+        return self._border.pack(result, moving=True)
+
+    def _method(self, request: Request) -> Payload:
+        args, kwargs = self._border.unpack(request.payload)
+        return self._border.pack(getattr(self._target(request), request.name)(*args, **kwargs))
+
+    def _getattr(self, request: Request) -> Payload:
+        target = self._target(request)
+        value = getattr(target, request.name)
+        if getattr(value, "__self__", None) is target and getattr(value, "__name__", "") == request.name:
+            # Bound again at each look, so it needs no handle: the parent calls it by name.
+            return self._border.method(request.handle, request.path, request.name)
+        return self._border.pack(value)
+
+    def _setattr(self, request: Request) -> Payload:
+        ((value,), _) = self._border.unpack(request.payload)
+        setattr(self._target(request), request.name, value)
+        return Payload()
+
+    def _delattr(self, request: Request) -> Payload:
+        delattr(self._target(request), request.name)
+        return Payload()
+
+    def _apply(self, request: Request) -> Payload:
+        """Change a module by one of its own methods, and describe its tree as it is then."""
+        args, kwargs = self._border.unpack(request.payload)
+        getattr(self._target(request), request.name)(*args, **kwargs)
+        return self._border.describe(request.handle)
+
+    def _train(self, request: Request) -> Payload:
+        """Switch the mode of a module, and tell that of every module of the tree, in order."""
+        ((mode,), _) = self._border.unpack(request.payload)
+        self._target(request).train(mode)
+        root = self._border.objects.get(request.handle)
+        return self._border.pack([module.training for module in export.in_order(root)])
+
+    def _describe(self, request: Request) -> Payload:
+        return self._border.describe(request.handle)
+
+    def _release(self, _: Request) -> Payload:
+        return Payload()  # the releases themselves come along with every request
+
+    _close = _release
+
+
+def _state_dict(result: Any, entrypoint: str) -> Any:
+    if isinstance(result, dict) and all(isinstance(value, torch.Tensor) for value in result.values()):
+        return result
+    state_dict = getattr(result, "state_dict", None)
+    if not callable(state_dict):
+        raise TypeError(
+            f'{entrypoint} returned a {type(result).__name__}, which has no state_dict(): returns="state_dict" '
+            "needs a module, or a dict of tensors"
+        )
+    return state_dict()
+
+
+def _next(target: Any) -> tuple[bool, Any]:
+    for value in target:
+        return True, value
+    return False, None
+
+
+def _exit(target: Any, error: BaseException | None) -> bool:
+    if error is None:
+        return bool(type(target).__exit__(target, None, None, None))
+    return bool(type(target).__exit__(target, type(error), error, error.__traceback__))
+
+
+_OPERATIONS: dict[str, Callable[..., Any]] = {
+    "call": lambda target, *args, **kwargs: target(*args, **kwargs),
+    "dir": dir,
+    "len": len,
+    "iter": iter,
+    "next": _next,
+    "getitem": lambda target, key: target[key],
+    "setitem": lambda target, key, value: target.__setitem__(key, value),
+    "delitem": lambda target, key: target.__delitem__(key),
+    "contains": lambda target, key: key in target,
+    "enter": lambda target: type(target).__enter__(target),
+    "exit": _exit,
+    "bool": bool,
+    "eq": lambda target, other: bool(target == other),
+    "hash": hash,
+    "str": str,
+    "repr": repr,
+}

@@ -1,0 +1,143 @@
+"""What the repository's code returned, described: modules, records, and objects that stay here."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from isohub.shm.tensors import why_not
+from isohub.shm.values import Packer
+from isohub.wire.specs import ModuleNode, ModuleSpec
+from isohub.wire.values import Record, Ref, Value
+from isohub.worker.objects import Objects, protocols
+
+__all__ = ["describe", "in_order", "say_other"]
+
+
+def say_other(packer: Packer, value: Any, where: str, objects: Objects) -> Value:
+    """Say what is neither builtin nor of torch or NumPy."""
+    if isinstance(value, torch.nn.Module):
+        return _module(packer, value, objects)
+    record = _record(value)
+    if record is not None:
+        kind, names, members = record
+        said = [packer.say(member, f"{where}.{name}") for name, member in zip(names, members, strict=True)]
+        return Record(kind, type_name(value), names, said)
+    plain = next((base for base in (str, bytes, float, int) if isinstance(value, base)), None)
+    if plain is not None and not _has_own(value):
+        return packer.say(plain(value), where)
+    handle = objects.export(value)
+    return Ref("object", handle, "", "", type_name(value), protocols(value))
+
+
+def type_name(value: object) -> str:
+    """Return the qualified name of the class of `value`."""
+    kind = type(value)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _module(packer: Packer, module: torch.nn.Module, objects: Objects) -> Ref:
+    place = objects.find(module)
+    if place is None:
+        handle = objects.export(module)
+        packer.modules.append(describe(packer, module, handle, objects))
+        return Ref("module", handle)
+    root, path = place
+    objects.export(objects.get(root))  # counts it as sent
+    return Ref("module", root, path)
+
+
+def _record(value: Any) -> tuple[Any, list[str], list[Any]] | None:
+    """Return kind, names and members of what crosses by value as a record."""
+    fields = getattr(type(value), "_fields", None)
+    if isinstance(value, tuple) and isinstance(fields, tuple):
+        return "namedtuple", list(fields), list(value)
+    if isinstance(value, tuple) and type(value).__module__ == "torch.return_types":
+        names = [name for name in dir(value) if not name.startswith("_") and name not in ("count", "index")]
+        names = [name for name in names if not name.startswith("n_") and not callable(getattr(value, name))]
+        names.sort(key=lambda name: next(i for i, member in enumerate(value) if member is getattr(value, name)))
+        return "namedtuple", names, list(value)
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return "mapping", list(value), list(dict.values(value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type) and not _has_own(value):
+        names = [field.name for field in dataclasses.fields(value)]
+        return "dataclass", names, [getattr(value, name) for name in names]
+    return None
+
+
+def _has_own(value: object) -> bool:
+    """Return whether the class adds public methods or properties: then the object is more than its data."""
+    builtin = (object, str, bytes, float, int)
+    for kind in type(value).__mro__:
+        if kind in builtin:
+            continue
+        for name, member in vars(kind).items():
+            if not name.startswith("_") and (callable(member) or isinstance(member, property | classmethod)):
+                return True
+    return False
+
+
+def describe(packer: Packer, root: torch.nn.Module, handle: int, objects: Objects) -> ModuleSpec:
+    """Describe a module tree, and note its tensors to be moved into shared memory."""
+    places = {id(module): (index, path, module) for index, (path, module) in enumerate(_walk(root))}
+    nodes: list[ModuleNode] = []
+    for _, path, module in places.values():
+        objects.place(handle, path, module)
+        children = [(name, -1 if child is None else places[id(child)][0]) for name, child in module._modules.items()]
+        nodes.append(_node(packer, module, children))
+    return ModuleSpec(handle, nodes)
+
+
+def in_order(root: torch.nn.Module) -> list[torch.nn.Module]:
+    """Return the modules of a tree in the order of `ModuleSpec.nodes`."""
+    return [module for _, module in _walk(root)]
+
+
+def _walk(root: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
+    """Return each module of a tree once, with the first path that leads to it, parents first."""
+    found: list[tuple[str, torch.nn.Module]] = []
+    seen: set[int] = set()
+
+    def visit(module: torch.nn.Module, path: str) -> None:
+        if id(module) in seen:
+            return
+        seen.add(id(module))
+        found.append((path, module))
+        for name, child in module._modules.items():
+            if child is not None:
+                visit(child, f"{path}.{name}" if path else name)
+
+    visit(root, "")
+    return found
+
+
+def _node(packer: Packer, module: torch.nn.Module, children: list[tuple[str, int]]) -> ModuleNode:
+    transient = getattr(module, "_non_persistent_buffers_set", ())
+    own_repr = type(module).__repr__ is not torch.nn.Module.__repr__
+    try:
+        text = repr(module) if own_repr else module.extra_repr()
+    except Exception:  # noqa: BLE001 - a repr that raises must not fail the load
+        text, own_repr = "", False
+    return ModuleNode(
+        type_name=type_name(module),
+        training=bool(module.training),
+        text=text,
+        own_repr=own_repr,
+        parameters=[(name, _tensor(packer, value)) for name, value in module._parameters.items()],
+        buffers=[(name, _tensor(packer, value), name not in transient) for name, value in module._buffers.items()],
+        children=children,
+        protocols=[name for name in protocols(module) if name not in ("call", "eq")],
+    )
+
+
+def _tensor(packer: Packer, tensor: torch.Tensor | None) -> int:
+    if tensor is None:
+        return -1
+    if why_not(tensor) is not None or isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin):
+        # The parent sees its name, shape and dtype; the values stay here.
+        shape = () if isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin) else tensor.shape
+        dtype = tensor.dtype if why_not(torch.empty(0, dtype=tensor.dtype)) is None else torch.uint8
+        return packer.tensors.add(torch.empty(shape, dtype=dtype, device="meta"))
+    return packer.tensors.add(tensor, moving=True)

@@ -1,0 +1,57 @@
+"""torch's modes in the parent's calling thread, taken on for one exchange.
+
+A mode is only touched where the parent's differs from the ordinary, so that what the repository itself
+switched (a default dtype at import, gradients off for good) goes on holding in its own process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+
+from isohub.shm.tensors import dtype_named
+from isohub.wire.messages import TorchState
+
+__all__ = ["Modes"]
+
+
+class Modes:
+    """The modes of this worker, and the state of its default generator as the parent knows it."""
+
+    def __init__(self) -> None:
+        self._parents_dtype = "float32"
+        self._known: torch.Tensor | None = None
+
+    @contextmanager
+    def of(self, state: TorchState | None) -> Iterator[None]:
+        """Run the body in the parent's modes."""
+        if state is None:
+            yield
+            return
+        if state.default_dtype != self._parents_dtype:
+            torch.set_default_dtype(dtype_named(state.default_dtype))
+            self._parents_dtype = state.default_dtype
+        if state.rng is not None:
+            torch.set_rng_state(torch.frombuffer(bytearray(state.rng), dtype=torch.uint8))
+        self._known = torch.get_rng_state()
+        if state.grad and not state.inference and state.autocast is None:
+            yield
+            return
+        with ExitStack() as stack:
+            if state.inference:
+                stack.enter_context(torch.inference_mode())
+            elif not state.grad:
+                stack.enter_context(torch.no_grad())
+            if state.autocast is not None:
+                stack.enter_context(torch.autocast("cpu", dtype=dtype_named(state.autocast)))
+            yield
+
+    def moved(self) -> bytes | None:
+        """Return the generator's state if it has moved since `of` took it; else None."""
+        if self._known is None:
+            return None
+        now = torch.get_rng_state()
+        known, self._known = self._known, None
+        return None if torch.equal(now, known) else now.numpy().tobytes()

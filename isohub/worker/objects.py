@@ -1,0 +1,100 @@
+"""The worker's table of objects that the parent holds handles of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+__all__ = ["Objects", "protocols"]
+
+_BY_METHOD = {
+    "__call__": "call", "__len__": "len", "__iter__": "iter", "__next__": "next", "__getitem__": "getitem",
+    "__setitem__": "setitem", "__delitem__": "delitem", "__contains__": "contains", "__enter__": "with",
+    "__bool__": "bool",
+}  # fmt: skip
+
+
+def protocols(value: object) -> list[str]:
+    """Return what can be done with `value` by its type, in the words of `wire.values.PROTOCOLS`."""
+    kind = type(value)
+    found = [name for method, name in _BY_METHOD.items() if getattr(kind, method, None) is not None]
+    if kind.__eq__ is not object.__eq__:
+        found.append("eq")
+    return found
+
+
+class Objects:
+    """Objects by handle.
+
+    An object has one handle as long as it has one at all, so that `is` in the worker is `is` in the
+    parent. Each time a handle is sent it counts; the parent says how many of those it is done with.
+    """
+
+    def __init__(self) -> None:
+        self._next = 1
+        self._by_handle: dict[int, Any] = {}
+        self._by_id: dict[int, int] = {}
+        self._sent: dict[int, int] = {}
+        # Sub-modules of the module trees that the parent has: id -> (handle of the root, path).
+        self._places: dict[int, tuple[int, str]] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_handle)
+
+    def export(self, value: object) -> int:
+        """Return the handle of `value` and count it as sent once more."""
+        handle = self._by_id.get(id(value))
+        if handle is None:
+            handle = self._next
+            self._next += 1
+            self._by_handle[handle] = value
+            self._by_id[id(value)] = handle
+            self._sent[handle] = 0
+        self._sent[handle] += 1
+        return handle
+
+    def get(self, handle: int, path: str = "") -> Any:
+        """Return the object, or the sub-module that `path` leads to from it.
+
+        Raises:
+            ReferenceError: The parent had given the handle back.
+            AttributeError: The module has no such sub-module any more.
+        """
+        try:
+            value = self._by_handle[handle]
+        except KeyError:
+            raise ReferenceError(f"the object with handle {handle} is gone from its worker") from None
+        return submodule(value, path) if path else value
+
+    def release(self, handle: int, count: int) -> None:
+        """Take back `count` of the times that the handle was sent."""
+        self._sent[handle] -= count
+        if self._sent[handle] > 0:
+            return
+        del self._sent[handle]
+        value = self._by_handle.pop(handle)
+        del self._by_id[id(value)]
+        self._places = {key: place for key, place in self._places.items() if place[0] != handle}
+
+    def place(self, root: int, path: str, module: torch.nn.Module) -> None:
+        """Remember where in a tree that the parent has a sub-module is found."""
+        self._places[id(module)] = (root, path)
+
+    def find(self, module: torch.nn.Module) -> tuple[int, str] | None:
+        """Return where the parent finds `module`, if it has it."""
+        found = self._places.get(id(module))
+        if found is None:
+            return None
+        try:
+            # An id alone proves nothing: the module may have been taken out of the tree and freed.
+            return found if self.get(*found) is module else None
+        except (AttributeError, ReferenceError):
+            return None
+
+
+def submodule(module: Any, path: str) -> Any:
+    """Return the sub-module at a dotted path; names with dots in them do not exist in torch."""
+    for name in path.split("."):
+        module = module._modules[name] if name in module._modules else getattr(module, name)
+    return module

@@ -1,0 +1,18 @@
+"""What the forkserver imports before it forks the first worker.
+
+Everything that a worker needs is imported here once, in one thread. The forkserver must never run a
+parallel region: OpenMP's threads do not survive a fork, and its children would hang in their first one.
+"""
+
+from __future__ import annotations
+
+import gc
+
+import torch
+
+import isohub.worker.__main__  # noqa: F401 - so that a fork finds it ready
+
+torch.set_num_threads(1)
+# What is alive now stays alive: out of the collector's sight, its pages stay shared with the children.
+gc.collect()
+gc.freeze()

@@ -1,0 +1,87 @@
+"""Weights into shared memory for good, under the feet of the module that holds them."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+
+import torch
+
+from isohub.shm.segment import Segment
+from isohub.shm.tensors import Residents, storage_over, tensor_over, why_not
+from isohub.wire.specs import ALIGNMENT_BYTES, Block
+
+__all__ = ["move"]
+
+# Note [whole storages move]
+# A storage moves as one: its bytes are copied once, and every tensor that looked into the old one is
+# pointed to the same place of the new one. So ties, views, strides and holes stay as they were. Tensors
+# that no module registers (a list of heads, a cached transposed view) may share the storage as well;
+# they are found among the objects that the collector knows. The forkserver froze its own, so that only
+# what the repository made is looked at.
+
+
+def move(
+    tensors: list[torch.Tensor],
+    residents: Residents,
+    new_segment: Callable[[int], Segment],
+    watch: Callable[[Block, memoryview], None],
+) -> None:
+    """Move the storages of `tensors` into one new segment; see Note [whole storages move].
+
+    Args:
+        tensors: What lies in shared memory already, or cannot lie there, is left alone.
+        residents: Where the new segment is added.
+        new_segment: Returns a segment of at least that many bytes.
+        watch: Called with each block and the view that keeps it.
+    """
+    storages: dict[int, torch.UntypedStorage] = {}
+    for tensor in tensors:
+        if why_not(tensor) is None and tensor.device.type == "cpu" and tensor.numel():
+            storage = tensor.untyped_storage()
+            if residents.find(storage.data_ptr(), storage.nbytes()) is None:
+                storages[storage.data_ptr()] = storage
+    if not storages:
+        return
+    segment = new_segment(sum(_padded(storage.nbytes()) for storage in storages.values()))
+    residents.add(segment)
+    offset = 0
+    moved: dict[int, torch.UntypedStorage] = {}
+    for address, storage in storages.items():
+        block = Block(segment.number, offset, storage.nbytes())
+        view = segment.view(offset, storage.nbytes())
+        watch(block, view)
+        moved[address] = storage_over(view)
+        moved[address].copy_(storage)
+        offset += _padded(storage.nbytes())
+    for tensor in _everything_over(tensors, storages):
+        _point(tensor, moved[tensor.untyped_storage().data_ptr()])
+
+
+def _everything_over(tensors: list[torch.Tensor], storages: dict[int, torch.UntypedStorage]) -> list[torch.Tensor]:
+    """Return the tensors that look into one of `storages`: the given ones, and others that Python holds."""
+    found = {id(tensor): tensor for tensor in tensors}
+    for thing in gc.get_objects():
+        # `type`, not isinstance: that would ask a lazy proxy for its class and wake it.
+        if issubclass(type(thing), torch.Tensor):
+            found.setdefault(id(thing), thing)
+    return [tensor for tensor in found.values() if _looks_into(tensor, storages)]
+
+
+def _looks_into(tensor: torch.Tensor, storages: dict[int, torch.UntypedStorage]) -> bool:
+    try:
+        return (
+            why_not(tensor) is None and tensor.device.type == "cpu" and tensor.untyped_storage().data_ptr() in storages
+        )
+    except (RuntimeError, NotImplementedError):  # a tensor without storage
+        return False
+
+
+def _point(tensor: torch.Tensor, storage: torch.UntypedStorage) -> None:
+    offset = tensor.storage_offset() * tensor.itemsize
+    with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+        tensor.data = tensor_over(storage, tensor.dtype, offset, tensor.shape, tensor.stride())
+
+
+def _padded(nbytes: int) -> int:
+    return -(-nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES

@@ -1,0 +1,75 @@
+"""What comes along with `import isohub` and with `isohub --help`: next to nothing.
+
+The import contracts see import statements only; here a fresh interpreter tells what it loaded in fact.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# The library is imported by programs that may never load a model, so it brings in none of these.
+NOT_FOR_THE_LIBRARY = {
+    *("cloudpickle", "dill", "filelock", "msgspec", "multiprocess", "numpy", "rich", "torch", "typer"),
+    *("asyncio", "multiprocessing", "subprocess"),
+}
+# The command line needs typer and rich; it answers --help without the seconds that torch takes.
+NOT_FOR_HELP = {"multiprocess", "numpy", "torch"}
+# What the console script `isohub` does, with no need to find it on PATH.
+CONSOLE_SCRIPT = """
+import sys
+from isohub.cli.main import main
+
+sys.argv = ["isohub", "--help"]
+sys.exit(main())
+"""
+
+
+def imported_by(*arguments: str) -> set[str]:
+    """Run a fresh interpreter with `arguments`, and return the top-level modules that it imported."""
+    # When this suite is measured, coverage would start in that interpreter too, and import plenty.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *arguments],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    # import time:       123 |        456 |     package.module
+    lines = done.stderr.splitlines()
+    said = [line for line in lines if not line.startswith("import time:")]
+    assert done.returncode == 0, "\n".join(said)
+    return {line.rpartition("|")[2].strip().split(".")[0] for line in lines if line not in said}
+
+
+def test_library_is_light():
+    """`import isohub` imports neither torch nor any other package."""
+    assert imported_by("-c", "import isohub") & NOT_FOR_THE_LIBRARY == set()
+
+
+def test_library_check_can_fail():
+    """A package that is imported late and from within another is found all the same."""
+    script = "import isohub\ndef late():\n    import rich.text\nlate()"
+
+    assert "rich" in imported_by("-c", script) & NOT_FOR_THE_LIBRARY
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("-m", "isohub", "--help"), ("-c", CONSOLE_SCRIPT)],
+    ids=["python -m isohub --help", "isohub --help"],
+)
+def test_help_is_light(arguments: tuple[str, ...]):
+    """`--help` answers without torch."""
+    imported = imported_by(*arguments)
+
+    assert imported & NOT_FOR_HELP == set()
+    assert "isohub" in imported

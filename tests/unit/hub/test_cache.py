@@ -1,0 +1,486 @@
+"""The cache: checkouts are whole or not there, whoever is killed and whatever is edited."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from isohub.errors import FetchError
+from isohub.hub import tree
+from isohub.hub.cache import Cache, hub_dir
+from isohub.hub.checkout import Resolved
+from isohub.refs import RepoRef
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+RESOLVED = Resolved(repo=RepoRef.parse("git+file:///srv/models.git@v1"), commit=COMMIT, ref_name="v1")
+
+
+def put_files(files: Path) -> None:
+    (files / "pkg").mkdir()
+    (files / "hubconf.py").write_text("import pkg\n")
+    (files / "pkg" / "__init__.py").write_text("")
+    (files / "run").write_text("#!/bin/sh\n")
+    (files / "run").chmod(0o755)
+    (files / "link").symlink_to("pkg/__init__.py")
+
+
+def must_not_fetch(files: Path) -> None:
+    raise AssertionError(f"fetched again into {files}")
+
+
+def unfinished(cache: Cache) -> list[Path]:
+    """What is left of checkouts in the making."""
+    return [path for path in (cache.root / "tmp").iterdir() if path.name != "sweep"]
+
+
+# ------------------------------------------------------------------------------------------ the hub folder
+
+
+def test_hub_dir_is_that_of_torch_hub() -> None:
+    """`hub_dir` gives what `torch.hub.get_dir` gives, for every way of setting it, and imports no torch."""
+    script = """
+import os, sys
+from isohub.hub.cache import hub_dir
+settings = [
+    {}, {"TORCH_HOME": "/a"}, {"XDG_CACHE_HOME": "/b"}, {"TORCH_HOME": "~/c", "XDG_CACHE_HOME": "/b"},
+    {"TORCH_HOME": "rel"}, {"TORCH_HOME": ""}, {"XDG_CACHE_HOME": ""}, {"XDG_CACHE_HOME": "~"},
+]
+def use(setting):
+    for name in ("TORCH_HOME", "XDG_CACHE_HOME"):
+        os.environ.pop(name, None)
+    os.environ.update(setting)
+ours = [use(setting) or str(hub_dir()) for setting in settings]
+assert "torch" not in sys.modules
+import torch.hub
+theirs = [use(setting) or torch.hub.get_dir() for setting in settings]
+assert ours == theirs, (ours, theirs)
+torch.hub.set_dir("~/set")
+assert str(hub_dir()) == torch.hub.get_dir() == os.path.expanduser("~/set")
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_default_root_is_in_the_hub_folder(hub_home: Path) -> None:
+    """Without a root the cache is `isohub` in the hub folder."""
+    assert Cache().root == hub_home / "hub" / "isohub"
+
+
+def test_a_folder_set_in_torch_hub_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`torch.hub.set_dir` goes before the variables."""
+    monkeypatch.setitem(sys.modules, "torch.hub", SimpleNamespace(_hub_dir=str(tmp_path)))
+
+    assert hub_dir() == tmp_path
+
+
+# ------------------------------------------------------------------------------------------ one checkout
+
+
+def test_checkout_has_its_files_and_metadata(cache: Cache, hub_home: Path) -> None:
+    """A checkout lies under host, owner, name and commit, with a description beside its files."""
+    checkout = cache.checkout(RESOLVED, put_files)
+
+    url = "file:///srv/models.git"
+    place = f"checkouts/file-{hashlib.sha256(url.encode()).hexdigest()[:12]}/srv/models/{COMMIT}"
+    folder = cache.root / place
+    metadata = json.loads((folder / "isohub.json").read_text())
+    assert (checkout.files, checkout.hub_folder, checkout.cwd) == (folder / "files", folder / "hub", folder / "cwd")
+    assert (checkout.files / "link").read_text() == ""
+    assert metadata.pop("fetched_at").endswith("+00:00")
+    assert metadata == {
+        "url": url,
+        "owner": "srv",
+        "name": "models",
+        "commit": COMMIT,
+        "file_count": 4,
+        "size_bytes": len("import pkg\n") + len("#!/bin/sh\n") + len("pkg/__init__.py"),
+        "tree_hash": checkout.tree_hash,
+    }
+    assert list(checkout.cwd.iterdir()) == []
+    assert (checkout.hub_folder / "checkpoints").readlink() == hub_home / "hub" / "checkpoints"
+    assert (checkout.hub_folder / "checkpoints").is_dir()
+    assert unfinished(cache) == []
+
+
+def test_files_are_read_only(cache: Cache) -> None:
+    """Nothing in a checkout's files may be written, and executable files stay so."""
+    checkout = cache.checkout(RESOLVED, put_files)
+
+    for path in (checkout.files, *checkout.files.rglob("*")):
+        assert path.is_symlink() or not path.stat().st_mode & 0o222, path
+    assert (checkout.files / "run").stat().st_mode & stat.S_IXUSR
+    assert not (checkout.files / "hubconf.py").stat().st_mode & stat.S_IXUSR
+
+
+def test_second_checkout_fetches_nothing(cache: Cache) -> None:
+    """A commit that is there is not fetched again, by this or another `Cache` over the folder."""
+    first = cache.checkout(RESOLVED, put_files)
+
+    second = Cache(cache.root).checkout(RESOLVED, must_not_fetch)
+
+    assert second == first
+    assert second.key == first.key
+
+
+def test_failed_fetch_leaves_nothing(cache: Cache) -> None:
+    """An error while fetching reaches the caller, leaves no files, and a retry works."""
+
+    def fail(files: Path) -> None:
+        put_files(files)
+        tree.make_read_only(files)
+        raise FetchError("cut off")
+
+    with pytest.raises(FetchError, match="cut off"):
+        cache.checkout(RESOLVED, fail)
+
+    assert unfinished(cache) == []
+    assert cache.find(RESOLVED) is None
+    assert cache.checkout(RESOLVED, put_files).files.is_dir()
+
+
+def _unlock(folder: Path) -> None:
+    for path in (folder, folder / "files", folder / "files" / "pkg", folder / "files" / "hubconf.py"):
+        path.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda folder: (folder / "isohub.json").unlink(), id="no metadata"),
+        pytest.param(lambda folder: (folder / "isohub.json").write_text('{"url": "fi'), id="half metadata"),
+        pytest.param(lambda folder: (folder / "isohub.json").write_text("[]"), id="other metadata"),
+        pytest.param(lambda folder: tree.remove(folder / "files"), id="no files"),
+        pytest.param(lambda folder: (folder / "files" / "hubconf.py").unlink(), id="a file less"),
+        pytest.param(lambda folder: (folder / "files" / "new.py").write_text("x"), id="a file more"),
+        pytest.param(lambda folder: (folder / "files" / "hubconf.py").write_text("x"), id="a file cut short"),
+    ],
+)
+def test_damaged_checkout_is_fetched_again(cache: Cache, damage) -> None:
+    """A checkout that is not whole is replaced, and nothing of the old one stays."""
+    first = cache.checkout(RESOLVED, put_files)
+    _unlock(first.files.parent)
+    damage(first.files.parent)
+
+    assert cache.find(RESOLVED) is None
+    second = cache.checkout(RESOLVED, put_files)
+
+    assert second == first
+    assert (second.files / "hubconf.py").read_text() == "import pkg\n"
+    assert not (second.files / "new.py").exists()
+    assert unfinished(cache) == []
+
+
+def test_no_two_repositories_share_a_folder(cache: Cache) -> None:
+    """Owners, names and hosts that look alike on a disk have checkouts of their own."""
+    texts = ["git+https://h/a/b/c", "git+https://h/a%2Fb/c", "git+https://h:1/a/b/c", "git+file:///a/b/c", "b/c"]
+    texts += ["git+file:///x/b/c", "git+https://h/b/c", "gitlab.com/b/c"]
+    refs = [RepoRef.parse(text) for text in texts]
+
+    folders = {cache._folder_of(Resolved(repo=ref, commit=COMMIT, ref_name=None)) for ref in refs}
+
+    assert len(folders) == len(set(refs))
+    assert {len(folder.relative_to(cache.root).parts) for folder in folders} == {5}
+
+
+# ------------------------------------------------------------------------------------------ hash
+
+
+def test_tree_hash_tells_trees_apart(tmp_path: Path) -> None:
+    """The hash changes with a path, a byte, an executable bit or a link, and with nothing else."""
+
+    def hash_of(change) -> str:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        put_files(folder)
+        change(folder)
+        return tree.tree_hash(folder)
+
+    def retarget(folder: Path) -> None:
+        (folder / "link").unlink()
+        (folder / "link").symlink_to("hubconf.py")
+
+    same = [
+        hash_of(lambda folder: None),
+        hash_of(lambda folder: os.utime(folder / "run", (1, 1))),
+        hash_of(tree.make_read_only),
+    ]
+    different = [
+        hash_of(lambda folder: (folder / "run").rename(folder / "run2")),
+        hash_of(lambda folder: (folder / "run").write_text("#!/bin/zh\n")),
+        hash_of(lambda folder: (folder / "run").chmod(0o644)),
+        hash_of(lambda folder: (folder / "new").write_text("")),
+        hash_of(retarget),
+    ]
+
+    assert len(set(same)) == 1
+    assert len({*same, *different}) == 1 + len(different)
+
+
+# ------------------------------------------------------------------------------------------ names in the hub folder
+
+
+def test_names_lead_to_the_files(cache: Cache) -> None:
+    """Names in the hub folder lead to the checkout's files, and making them twice is no error."""
+    checkout = cache.checkout(RESOLVED, put_files)
+
+    for _ in range(2):
+        checkout.link_names(["srv_models_v1", "srv_models_main"])
+
+    assert (checkout.hub_folder / "srv_models_main").readlink() == Path("../files")
+    assert (checkout.hub_folder / "srv_models_v1" / "hubconf.py").read_text() == "import pkg\n"
+    assert sorted(path.name for path in checkout.hub_folder.iterdir()) == [
+        "checkpoints", "srv_models_main", "srv_models_v1"
+    ]  # fmt: skip
+
+
+def test_names_made_at_the_same_time(cache: Cache) -> None:
+    """Eight threads that link the same names all succeed, and at no time is a name missing."""
+    checkout = cache.checkout(RESOLVED, put_files)
+    names = [f"srv_models_{number}" for number in range(20)]
+    together = threading.Barrier(8)
+
+    def link(_: int) -> None:
+        together.wait()
+        checkout.link_names(names)
+        assert all((checkout.hub_folder / name / "hubconf.py").exists() for name in names)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(link, range(8)))
+
+    assert sorted(path.name for path in checkout.hub_folder.iterdir()) == sorted(["checkpoints", *names])
+
+
+def test_a_name_that_cannot_be_linked_is_logged(cache: Cache, caplog: pytest.LogCaptureFixture) -> None:
+    """A folder in the place of a name, or a name too long for the disk, is a line in the log and no error."""
+    checkout = cache.checkout(RESOLVED, put_files)
+    (checkout.hub_folder / "taken").mkdir()
+
+    checkout.link_names(["taken", "x" * 300, "fine"])
+
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+    assert (checkout.hub_folder / "taken").is_dir()
+    assert sorted(path.name for path in checkout.hub_folder.iterdir()) == ["checkpoints", "fine", "taken"]
+
+
+# ------------------------------------------------------------------------------------------ working trees
+
+
+@pytest.fixture
+def working_tree(tmp_path: Path) -> Path:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    put_files(folder)
+    return folder
+
+
+def open_tree(cache: Cache, folder: Path):
+    return cache.checkout(Resolved(repo=RepoRef.parse(folder), commit=None, ref_name=None), must_not_fetch)
+
+
+def test_working_tree_stays_in_place(cache: Cache, working_tree: Path) -> None:
+    """A folder is used where it stands: nothing is copied, nothing is written into it."""
+    before = tree.tree_hash(working_tree)
+
+    checkout = open_tree(cache, working_tree)
+    checkout.link_names(["o_work_main"])
+
+    assert (checkout.files, checkout.commit, checkout.tree_hash, checkout.pycache) == (working_tree, None, None, None)
+    assert checkout.hub_folder.parent.name.endswith("-work")
+    assert (checkout.hub_folder / "o_work_main").readlink() == working_tree
+    assert checkout.cwd.is_dir()
+    assert tree.tree_hash(working_tree) == before
+    assert os.access(working_tree / "hubconf.py", os.W_OK)
+
+
+def test_an_edit_changes_the_key(cache: Cache, working_tree: Path) -> None:
+    """A tree that is left alone has one key; an edit, a new file and a replaced file each change it."""
+    (working_tree / "shared").symlink_to(working_tree / "pkg", target_is_directory=True)
+    keys = [open_tree(cache, working_tree).key]
+    assert open_tree(cache, working_tree).key == keys[0]
+
+    (working_tree / "pkg" / "__init__.py").write_text("x = 1\n")
+    keys.append(open_tree(cache, working_tree).key)
+    (working_tree / "new.py").write_text("")
+    keys.append(open_tree(cache, working_tree).key)
+    status = (working_tree / "new.py").stat()
+    (working_tree / "other").write_text("")
+    os.utime(working_tree / "other", ns=(status.st_atime_ns, status.st_mtime_ns))
+    (working_tree / "other").rename(working_tree / "new.py")
+    keys.append(open_tree(cache, working_tree).key)
+
+    assert len(set(keys)) == 4
+
+
+def test_code_behind_a_link_counts(tmp_path: Path, working_tree: Path) -> None:
+    """An edit of code that the tree holds only by a link changes the fingerprint, and loops of links end."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "net.py").write_text("")
+    (outside / "back").symlink_to(outside)
+    (working_tree / "models").symlink_to(outside)
+    before = tree.fingerprint(working_tree)
+
+    (outside / "net.py").write_text("x = 1\n")
+
+    assert before is not None
+    assert tree.fingerprint(working_tree) != before
+
+
+def test_what_does_not_count(working_tree: Path) -> None:
+    """Bytecode, hidden folders and links that lead nowhere do not change the fingerprint."""
+    before = tree.fingerprint(working_tree)
+
+    for name in (".git", "__pycache__", "pkg/__pycache__"):
+        (working_tree / name).mkdir()
+        (working_tree / name / "x").write_text("")
+    (working_tree / "nowhere").symlink_to("missing")
+
+    assert tree.fingerprint(working_tree) == before
+
+
+def test_too_big_to_look_at(cache: Cache, working_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tree with too many entries has no fingerprint, and no two of its checkouts share a worker."""
+    monkeypatch.setattr(tree, "MAX_FINGERPRINT_ENTRIES", 4)
+
+    checkout = open_tree(cache, working_tree)
+
+    assert checkout.fingerprint is None
+    assert checkout.key == checkout.key != open_tree(cache, working_tree).key
+
+
+def test_a_tree_that_is_gone(cache: Cache, working_tree: Path) -> None:
+    """A folder that vanished after it was named is an error that names it."""
+    resolved = Resolved(repo=RepoRef.parse(working_tree), commit=None, ref_name=None)
+    tree.remove(working_tree)
+
+    with pytest.raises(FetchError, match="is gone"):
+        cache.checkout(resolved, must_not_fetch)
+
+
+def test_subdirectory_is_part_of_root_and_key(cache: Cache) -> None:
+    """Two folders of one commit share its files, and have a root and a key each."""
+    inner = RepoRef.parse("git+file:///srv/models.git@v1#subdirectory=pkg")
+    first = cache.checkout(RESOLVED, put_files)
+    second = cache.checkout(Resolved(repo=inner, commit=COMMIT, ref_name="v1"), must_not_fetch)
+
+    assert first.files == second.files
+    assert (first.root, second.root) == (first.files, first.files / "pkg")
+    assert first.key != second.key
+
+
+# ------------------------------------------------------------------------------------------ many, and killed
+
+
+def test_threads_fetch_once(cache: Cache) -> None:
+    """Eight threads that want one commit wait for one fetch."""
+    fetched = []
+    together = threading.Barrier(8)
+
+    def fetch_into(files: Path) -> None:
+        fetched.append(files)
+        put_files(files)
+
+    def load(_: int):
+        together.wait()
+        return cache.checkout(RESOLVED, fetch_into)
+
+    with ThreadPoolExecutor(8) as pool:
+        checkouts = list(pool.map(load, range(8)))
+
+    assert len(fetched) == 1
+    assert len(set(checkouts)) == 1
+    assert unfinished(cache) == []
+
+
+# A child that fetches, tells its parent when it has come to a certain point, and stays there.
+_STOPS_AT = """
+import sys
+from pathlib import Path
+from isohub.hub import scratch, tree
+from isohub.hub.cache import Cache
+from isohub.hub.checkout import Resolved
+from isohub.refs import RepoRef
+
+root, commit, point = sys.argv[1:]
+
+def stop():
+    print("here", flush=True)
+    sys.stdin.read()
+
+def before(owner, name):
+    call = getattr(owner, name)
+    def stop_then_call(*args, **more):
+        stop()
+        return call(*args, **more)
+    setattr(owner, name, stop_then_call)
+
+def fetch_into(files):
+    (files / "hubconf.py").write_text("half")
+    (files / "folder").mkdir()
+    tree.make_read_only(files / "folder")
+    if point == "fetching":
+        stop()
+
+if point == "read-only":
+    before(tree, "make_read_only")
+if point == "hashing":
+    before(tree, "tree_hash")
+if point == "metadata":
+    before(Path, "write_text")
+if point == "moving":
+    before(Path, "rename")
+if point == "removing":
+    before(scratch, "_remove")
+
+resolved = Resolved(repo=RepoRef.parse("git+file:///srv/models.git@v1"), commit=commit, ref_name="v1")
+Cache(root).checkout(resolved, fetch_into)
+"""
+
+
+@pytest.mark.parametrize("point", ["fetching", "read-only", "hashing", "metadata", "moving", "removing"])
+def test_killed_while_fetching(cache: Cache, point: str) -> None:
+    """A process killed at any point leaves no half checkout: the next one fetches, or finds a whole one."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", _STOPS_AT, str(cache.root), COMMIT, point],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with child:
+        assert child.stdout.readline() == "here\n"
+        os.kill(child.pid, signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL
+    assert unfinished(cache) != [], "the child left nothing behind, and the test shows nothing"
+    is_whole = cache.find(RESOLVED) is not None
+    assert is_whole == (point == "removing")
+
+    checkout = cache.checkout(RESOLVED, must_not_fetch if is_whole else put_files)
+    with cache.scratch():  # whoever writes next tidies up, if the line above did not
+        pass
+
+    assert (checkout.files / "hubconf.py").read_text() == ("half" if is_whole else "import pkg\n")
+    assert unfinished(cache) == []
+
+
+def test_a_folder_in_use_is_not_swept(cache: Cache) -> None:
+    """A temporary folder whose maker lives stays, in this process as from another."""
+    script = "import sys; from isohub.hub.cache import Cache\nwith Cache(sys.argv[1]).scratch(): pass"
+    with cache.scratch() as mine:
+        (mine / "file").write_text("")
+        with cache.scratch() as inner:
+            assert inner != mine
+        subprocess.run([sys.executable, "-c", script, str(cache.root)], check=True)
+
+        assert (mine / "file").exists()
+
+    assert unfinished(cache) == []
