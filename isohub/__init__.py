@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from isohub import errors
-    from isohub.api import Repo, help, list, load, shutdown, workers  # noqa: A004 - torch.hub's names
+    from isohub.api import Repo, help, list, load, shutdown, workers
     from isohub.model.module import IsolatedModule
     from isohub.model.objects import RemoteObject
     from isohub.options import Isolation
@@ -61,4 +61,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:  # type: ignore[valid-type]
-    return sorted({*globals(), *__all__})  # type: ignore[return-value]
+    return sorted({*globals(), *__all__})

@@ -93,7 +93,7 @@ def load(
     return repo.load(model, *args, **kwargs)
 
 
-def list(  # noqa: A001 - torch.hub's name
+def list(
     github: str | os.PathLike[str],
     force_reload: bool = False,
     skip_validation: bool = False,
@@ -117,7 +117,7 @@ def list(  # noqa: A001 - torch.hub's name
     return Repo(github, source=source, isolate=isolate, verbose=verbose).list()
 
 
-def help(  # noqa: A001 - torch.hub's name
+def help(
     github: str | os.PathLike[str],
     model: str,
     force_reload: bool = False,
@@ -190,7 +190,7 @@ class Repo:
     def __repr__(self) -> str:
         return f"<Repo {self.ref} commit={self.commit}>"
 
-    def __enter__(self) -> Repo:
+    def __enter__(self) -> Repo:  # noqa: PYI034 - Self is of Python 3.11
         return self
 
     def __exit__(
@@ -279,6 +279,6 @@ def _isolation(isolate: bool | Isolation) -> Isolation | None:
 
 
 def _name(model: object) -> str:
-    if not isinstance(model, str):
-        raise ValueError("Invalid input: model should be a string of function name")
+    if not isinstance(model, str):  # torch.hub's type and text
+        raise ValueError("Invalid input: model should be a string of function name")  # noqa: TRY004
     return model

@@ -85,8 +85,6 @@ class IsolatedModule(nn.Module):
 
     def train(self, mode: bool = True) -> IsolatedModule:
         """Switch between training and evaluation, here and in the worker, by the module's own `train`."""
-        if not isinstance(mode, bool):
-            raise ValueError("training mode is expected to be boolean")
         self._isohub_tree.take_modes(ask(self, "train", mode))
         return self
 
@@ -116,7 +114,8 @@ class IsolatedModule(nn.Module):
         Raises:
             LocalProtocolError: Another device was asked for.
         """
-        device, dtype, _, memory_format = torch._C._nn._parse_to(*args, **kwargs)
+        parsed: tuple[Any, ...] = torch._C._nn._parse_to(*args, **kwargs)
+        device, dtype, _, memory_format = parsed
         if device is not None and device.type != "cpu":
             raise LocalProtocolError(
                 f"an isolated module stays on the CPU, where its worker has it: .to({str(device)!r}) is not there "
@@ -183,7 +182,7 @@ class IsolatedModule(nn.Module):
             ask(self, "delattr", name=name)
 
     def __dir__(self) -> list[str]:
-        names = set(super().__dir__())
+        names = set(object.__dir__(self)) | {*self._parameters, *self._buffers, *self._modules}
         if self._isohub_lease.worker.alive:
             names.update(ask(self, "dir"))
         return sorted(names)

@@ -118,6 +118,7 @@ class BoundMethod:
         return f"<method {self.__name__} of {self._owner!r}>"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the method in the worker and return its result."""
         return ask(self, "method", *args, name=self.__name__, kwargs=kwargs)
 
 
@@ -169,9 +170,7 @@ def _enter(self: Any) -> Any:
     return ask(self, "enter")
 
 
-def _exit(
-    self: Any, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-) -> bool:
+def _exit(self: Any, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> bool:
     return bool(ask(self, "exit", error))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 __all__ = ["DataRecord", "MappingRecord", "NamedRecord"]
 
 
-class NamedRecord(tuple):  # type: ignore[type-arg]
+class NamedRecord(tuple):  # type: ignore[type-arg]  # noqa: SLOT001 - it has attributes
     """A named tuple: unpacks, indexes, and has its fields as attributes.
 
     Attributes:
@@ -22,7 +22,7 @@ class NamedRecord(tuple):  # type: ignore[type-arg]
     _fields: tuple[str, ...]
     type_name: str
 
-    def __new__(cls, type_name: str, names: list[str], members: list[Any]) -> NamedRecord:
+    def __new__(cls, type_name: str, names: list[str], members: list[Any]) -> NamedRecord:  # noqa: PYI034
         """Make the record of its names and members, in order."""
         record = super().__new__(cls, members)
         record._fields = tuple(names)
@@ -74,7 +74,7 @@ class MappingRecord(OrderedDict):  # type: ignore[type-arg]
     def __repr__(self) -> str:
         return f"{_short(self.type_name)}({', '.join(f'{key}={value!r}' for key, value in self.items())})"
 
-    def __reduce__(self) -> tuple[object, ...]:  # type: ignore[override]
+    def __reduce__(self) -> tuple[object, ...]:
         return MappingRecord, (self.type_name, list(self), list(self.values()))
 
 
@@ -84,6 +84,8 @@ class DataRecord:
     Attributes:
         type_name: Qualified name of the class in the worker.
     """
+
+    type_name: str
 
     def __init__(self, type_name: str, names: list[str], members: list[Any]) -> None:
         self.__dict__.update(zip(names, members, strict=True))

@@ -220,7 +220,9 @@ class ProxyTable:
         """Return `tensor` as one that asks for gradients, and refuses to have them computed."""
         if not torch.is_grad_enabled():
             return tensor
-        result: torch.Tensor = _Refuse.apply(torch.empty(0, requires_grad=True), tensor)
+        result: torch.Tensor = _Refuse.apply(  # type: ignore[no-untyped-call]
+            torch.empty(0, requires_grad=True), tensor
+        )
         return result
 
     def released(self) -> list[tuple[int, int]]:
@@ -265,11 +267,11 @@ class _Refuse(torch.autograd.Function):
     """The end of the graph here: what came before it is in the worker."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    def forward(_: Any, __: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
         return tensor
 
     @staticmethod
-    def backward(ctx: Any, *_: Any) -> Any:
+    def backward(_: Any, *__: Any) -> Any:
         raise LocalProtocolError(
             "gradients do not cross the border to a worker yet: train with isolate=False, or call the module "
             "under torch.no_grad() where only the values are needed"

@@ -83,7 +83,3 @@ class Segment:
     def view(self, offset: int, nbytes: int) -> memoryview:
         """Return a view of `nbytes` bytes from `offset`; while it lives, so does the mapping."""
         return self._view[offset : offset + nbytes]
-
-    def on_unmap(self, callback: object, *args: object) -> None:
-        """Call `callback(*args)` when the last view of this segment has died."""
-        weakref.finalize(self._view.obj, callback, *args).atexit = False  # type: ignore[call-overload]

@@ -80,7 +80,7 @@ def tensor_over(
     """Return a tensor over `storage` (`offset` in bytes), or an empty one where there is no storage."""
     tensor = torch.empty(0, dtype=dtype, device="cpu")
     source = tensor.untyped_storage() if storage is None else storage
-    return tensor.set_(source, offset // dtype.itemsize, shape, stride)  # type: ignore[arg-type, call-overload]
+    return tensor.set_(source, offset // dtype.itemsize, shape, stride)
 
 
 class Residents:
@@ -173,7 +173,8 @@ class TensorWriter:
         for index, tensor in enumerate(self._tensors):
             if tensor.is_conj() or tensor.is_neg():
                 # Lazy bits of the view, which bytes alone do not carry.
-                tensor = self._tensors[index] = tensor.detach().resolve_conj().resolve_neg()
+                self._tensors[index] = tensor.detach().resolve_conj().resolve_neg()
+        for index, tensor in enumerate(self._tensors):
             if tensor.device.type == "meta" or tensor.numel() == 0:
                 specs[index] = _spec(tensor, META if tensor.device.type == "meta" else NOWHERE, 0)
                 continue
@@ -186,7 +187,7 @@ class TensorWriter:
                 if block is not None:
                     for index in members:
                         tensor = self._tensors[index]
-                        specs[index] = _spec(tensor, len(blocks), tensor.storage_offset() * tensor.itemsize)
+                        specs[index] = _spec(tensor, len(blocks), int(tensor.storage_offset()) * tensor.itemsize)
                     blocks.append(block)
                 else:
                     self._copy(address, members, blocks, specs, copied)
@@ -325,8 +326,8 @@ def _spec(tensor: torch.Tensor, block: int, offset: int) -> TensorSpec:
 
 def _span(tensor: torch.Tensor) -> tuple[int, int]:
     """Return the first byte of the storage that the tensor uses, and the one after its last."""
-    first = tensor.storage_offset()
-    last = first + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
+    first = int(tensor.storage_offset())
+    last = first + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return first * tensor.itemsize, (last + 1) * tensor.itemsize
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -66,7 +66,7 @@ class Packer:
         """Return the value alone; its tensors are noted."""
         return tree.pack(value, self._leaf, where)
 
-    def bytes(self, data: bytes | bytearray, kind: Any) -> TensorAt:
+    def bytes(self, data: bytes | bytearray, kind: Literal["bytes", "bytearray", "pickle"]) -> TensorAt:
         """Say `data` as shared memory."""
         # frombuffer warns of read-only memory; nobody writes through this tensor.
         tensor = torch.frombuffer(bytearray(data), dtype=torch.uint8)
@@ -76,8 +76,8 @@ class Packer:
         if isinstance(value, torch.Tensor):
             if why_not(value) is not None:
                 return self._other(self, value, where)
-            kind = "parameter" if isinstance(value, torch.nn.Parameter) else "tensor"
-            return TensorAt(self.tensors.add(value, moving=self._moving), kind)
+            index = self.tensors.add(value, moving=self._moving)
+            return TensorAt(index, "parameter" if isinstance(value, torch.nn.Parameter) else "tensor")
         if isinstance(value, torch.dtype):
             return Scalar("dtype", name_of_dtype(value) or str(value).removeprefix("torch."))
         if isinstance(value, torch.device):
@@ -87,7 +87,7 @@ class Packer:
         if isinstance(value, torch.layout | torch.memory_format):
             return Scalar("layout" if isinstance(value, torch.layout) else "memory_format", str(value))
         if type(value) in (bytes, bytearray):
-            return self.bytes(value, type(value).__name__)
+            return self.bytes(value, "bytes" if type(value) is bytes else "bytearray")
         if type(value).__module__ == "numpy":
             said = self._numpy(value)
             if said is not None:
@@ -174,9 +174,10 @@ def _scalar(value: Scalar) -> Any:
         return dtype_named(value.text)
     if value.kind == "npdtype":
         return _numpy_type(value.text)
-    table = {"layout": _LAYOUTS, "memory_format": _FORMATS}.get(value.kind)
     try:
-        return torch.device(value.text) if table is None else table[value.text]
+        if value.kind == "layout":
+            return _LAYOUTS[value.text]
+        return _FORMATS[value.text] if value.kind == "memory_format" else torch.device(value.text)
     except (RuntimeError, KeyError):
         raise RemoteProtocolError(f"a {value.kind} {value.text[:40]!r}") from None
 

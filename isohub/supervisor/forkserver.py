@@ -22,9 +22,35 @@ PRELOAD = ("torch", "isohub.worker.warm")
 # are, language and time zone, proxies, and the knobs of torch's own ecosystem. Nothing else: a program's
 # environment holds its secrets.
 _NAMES = frozenset(
-    "HOME LANG LANGUAGE LD_LIBRARY_PATH LOGNAME NO_COLOR PATH PYTHONHASHSEED REQUESTS_CA_BUNDLE SHELL "
-    "SSL_CERT_DIR SSL_CERT_FILE CURL_CA_BUNDLE TERM TMPDIR TZ USER VIRTUAL_ENV CONDA_PREFIX "
-    "all_proxy http_proxy https_proxy no_proxy ALL_PROXY HTTP_PROXY HTTPS_PROXY NO_PROXY".split()
+    [
+        "HOME",
+        "LANG",
+        "LANGUAGE",
+        "LD_LIBRARY_PATH",
+        "LOGNAME",
+        "NO_COLOR",
+        "PATH",
+        "PYTHONHASHSEED",
+        "REQUESTS_CA_BUNDLE",
+        "SHELL",
+        "SSL_CERT_DIR",
+        "SSL_CERT_FILE",
+        "CURL_CA_BUNDLE",
+        "TERM",
+        "TMPDIR",
+        "TZ",
+        "USER",
+        "VIRTUAL_ENV",
+        "CONDA_PREFIX",
+        "all_proxy",
+        "http_proxy",
+        "https_proxy",
+        "no_proxy",
+        "ALL_PROXY",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "NO_PROXY",
+    ]
 )
 _PREFIXES = (
     "LC_", "XDG_", "CUDA_", "NVIDIA_", "TORCH", "PYTORCH_", "OMP_", "MKL_", "OPENBLAS_", "KMP_", "GOMP_",

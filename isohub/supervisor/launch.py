@@ -51,7 +51,7 @@ class _Program:
     def __init__(self, forkserver_pid: int) -> None:
         self._forkserver_pid = forkserver_pid
 
-    def _bootstrap(self, parent_sentinel: object = None) -> int:
+    def _bootstrap(self, parent_sentinel: object = None) -> int:  # noqa: ARG002 - multiprocess's signature
         # Bound to the thread that forked us, which is the forkserver's only one.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != self._forkserver_pid:
@@ -70,6 +70,8 @@ class _Program:
 class _Popen(popen_forkserver.Popen):  # type: ignore[misc]
     """`multiprocess`'s handle on a forked child, on a forkserver of our own."""
 
+    returncode: int | None
+
     def __init__(self, server: ForkServer, program: _Program, fds: list[int], name: str) -> None:
         self._server, self._worker_fds, self._name = server, fds, name
         super().__init__(program)
@@ -82,7 +84,7 @@ class _Popen(popen_forkserver.Popen):  # type: ignore[misc]
         # The child sees in this pipe when we end; it stays open as long as this handle.
         keep = os.dup(to_child)
         self.finalizer = util.Finalize(self, util.close_fds, (keep, self.sentinel))
-        with open(to_child, "wb", closefd=True) as pipe:
+        with os.fdopen(to_child, "wb") as pipe:
             pipe.write(data.getbuffer())
         self.pid = mp_forkserver.read_signed(self.sentinel)
 
@@ -95,7 +97,7 @@ class _Popen(popen_forkserver.Popen):  # type: ignore[misc]
                     self.returncode = mp_forkserver.read_signed(self.sentinel)
                 except EOFError:
                     self.returncode = LOST
-        return self.returncode  # type: ignore[no-any-return]
+        return self.returncode
 
 
 @dataclass
@@ -135,7 +137,7 @@ class Process:
             if left_s <= 0:
                 return None
             poll.poll(left_s * 1e3 + 1)
-        status: int = self._popen.returncode
+        status = self._popen.returncode
         return None if status == LOST else status
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
@@ -207,8 +209,8 @@ class ForkServer:
             os.close(out_r)
             os.close(err_r)
             raise WorkerStartError(
-                f"the forkserver (pid {pid}) that workers come from has ended: {error or 'no answer'}. What it "
-                "printed to stderr says why; most often torch cannot be imported by "
+                f"the forkserver (pid {pid}) that workers come from has ended ({type(error).__name__}: {error}). What "
+                "it printed to stderr says why; most often torch cannot be imported by "
                 f"{forkserver.command('', 0, 0)[0]} outside of this program",
                 worker=name,
             ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import re
 
 from isohub import errors
@@ -47,7 +48,7 @@ def exception(raised: Raised) -> Exception:
     error.__cause__ = remote
     for note in raised.notes:
         # PEP 678 is of Python 3.11; on 3.10 the attribute is there to be read all the same.
-        error.__notes__ = [*getattr(error, "__notes__", []), clean(note)]
+        error.__dict__["__notes__"] = [*getattr(error, "__notes__", []), clean(note)]
     return error
 
 
@@ -70,12 +71,11 @@ def _ours(cause: Cause, message: str) -> Exception:
 def _builtin(kind: type[Exception], cause: Cause, message: str) -> Exception:
     if cause.args is not None:
         args = [clean(argument) if isinstance(argument, str) else argument for argument in cause.args]
-        try:
+        # Where the class does not take such arguments after all, the message is enough.
+        with contextlib.suppress(Exception):
             error = kind(*args)
             if clean(str(error)) == message and type(error) is kind:
                 return error
-        except Exception:  # noqa: BLE001 - arguments that the class does not take; the message is enough
-            pass
     try:
         return kind(message)
     except Exception:  # noqa: BLE001 - such as UnicodeDecodeError, which wants five

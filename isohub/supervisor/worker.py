@@ -93,7 +93,7 @@ class Worker:
     def __repr__(self) -> str:
         return f"<Worker {self.label} pid={self.pid} {self._state.value}>"
 
-    def __enter__(self) -> Worker:
+    def __enter__(self) -> Worker:  # noqa: PYI034 - Self is of Python 3.11
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -129,7 +129,7 @@ class Worker:
             self._outputs = (Output(process.out, "stdout"), Output(process.err, "stderr"))
             self._background.watch(*self._outputs)
             try:
-                with self._guarded(deadline, self.isolation.start_timeout_s):
+                with self._guarded(self.isolation.start_timeout_s):
                     self._greet(deadline)
                     self._channel.send(codec.encode(prepare), (), deadline)
                     answer = self._answer(deadline)
@@ -193,7 +193,7 @@ class Worker:
             )
             self._state = after(self._state, Event.REQUEST)
             self._mute(muted)
-            with self._guarded(deadline, timeout_s):
+            with self._guarded(timeout_s):
                 self._channel.send(message, descriptors, deadline)
                 self.border.sent()
                 answer = self._answer(deadline)
@@ -229,8 +229,8 @@ class Worker:
             self.kill()
             self._lock.acquire()
         try:
-            if not self.alive:
-                return
+            if self._state in (State.CLOSED, State.BROKEN):
+                return  # by another thread, while this one waited for the lock
             if self._state is State.IDLE and self._channel is not None:
                 with contextlib.suppress(PeerGoneError, DeadlineError, RemoteProtocolError):
                     self._channel.send(codec.encode(Request(verb="close")), (), deadline)
@@ -298,7 +298,7 @@ class Worker:
         return codec.decode_from_worker(self._channel.receive(deadline)[0])
 
     @contextmanager
-    def _guarded(self, deadline: float | None, timeout_s: float | None) -> Iterator[None]:
+    def _guarded(self, timeout_s: float | None) -> Iterator[None]:
         """Turn every way in which an exchange can break into the end of the worker and its error."""
         try:
             yield
@@ -306,18 +306,18 @@ class Worker:
             raise self._finish(Event.DEATH, None) from None
         except DeadlineError:
             self.kill()
-            error = WorkerTimeoutError(
+            late = WorkerTimeoutError(
                 f"worker {self.label} (pid {self.pid}) did not answer within {timeout_s:g} s and was killed",
                 worker=self.label,
                 timeout_s=timeout_s or 0.0,
             )
-            raise self._finish(Event.DEATH, error) from None
+            raise self._finish(Event.DEATH, late) from None
         except RemoteProtocolError as fault:
             self.kill()
-            error = RemoteProtocolError(
+            lied = RemoteProtocolError(
                 f"worker {self.label} (pid {self.pid}) was killed, since it sent what no honest worker sends: {fault}"
             )
-            raise self._finish(Event.DEATH, error) from fault
+            raise self._finish(Event.DEATH, lied) from fault
         except BaseException as interruption:
             # Ctrl-C, say. The answer may still come, and would be taken for that of the next request.
             self.kill()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 
-__all__ = ["Event", "State", "TRANSITIONS", "after"]
+__all__ = ["TRANSITIONS", "Event", "State", "after"]
 
 
 class State(enum.Enum):

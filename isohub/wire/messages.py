@@ -17,15 +17,27 @@ of a worker's that it would have to trust, and it never receives one.
 
 from __future__ import annotations
 
-from typing import Literal, Union
+from typing import Literal
 
 from isohub.wire.specs import Block, ModuleSpec, TensorSpec
 from isohub.wire.structs import Struct
 from isohub.wire.values import Value
 
 __all__ = [
-    "PROTOCOL_VERSION", "Cause", "Granted", "Hello", "NeedSegment", "Payload", "Prepare", "Raised", "Request",
-    "Returned", "TorchState", "Verb", "FromParent", "FromWorker",
+    "PROTOCOL_VERSION",
+    "Cause",
+    "FromParent",
+    "FromWorker",
+    "Granted",
+    "Hello",
+    "NeedSegment",
+    "Payload",
+    "Prepare",
+    "Raised",
+    "Request",
+    "Returned",
+    "TorchState",
+    "Verb",
 ]  # fmt: skip
 
 PROTOCOL_VERSION = 1
@@ -198,7 +210,7 @@ class Cause(Struct, array_like=True, frozen=True):
     builtin: str
     exact: bool
     message: str
-    args: list[Union[None, bool, int, float, str]] | None = None
+    args: list[None | bool | int | float | str] | None = None
     ours: str = ""
 
 
@@ -220,5 +232,5 @@ class Raised(Struct, tag=True, frozen=True, kw_only=True, omit_defaults=True):
     dropped: list[int] = []
 
 
-FromParent = Union[Prepare, Request, Granted]
-FromWorker = Union[Hello, NeedSegment, Returned, Raised]
+FromParent = Prepare | Request | Granted
+FromWorker = Hello | NeedSegment | Returned | Raised

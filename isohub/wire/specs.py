@@ -119,7 +119,7 @@ def check_spec(spec: TensorSpec, blocks: list[Block]) -> None:
     if min(spec.shape, default=0) < 0 or min(spec.stride, default=0) < 0 or spec.offset < 0:
         raise RemoteProtocolError(f"a tensor with a negative size, stride or offset: {_shown(spec)}")
     numel, last = 1, 0
-    for size, stride in zip(spec.shape, spec.stride):
+    for size, stride in zip(spec.shape, spec.stride, strict=True):
         numel *= size
         last += (size - 1) * stride
     if numel.bit_length() > 62 or last.bit_length() > 62:

@@ -6,7 +6,7 @@ other kind stays where it is and is spoken of by a `Ref`.
 
 from __future__ import annotations
 
-from typing import Literal, Union
+from typing import Literal
 
 from isohub.wire.structs import Struct
 
@@ -94,7 +94,7 @@ class Ref(Struct, array_like=True, tag="o", frozen=True, gc=False):
     protocols: list[str] = []
 
 
-Value = Union[None, bool, int, float, str, Items, Pairs, Record, Scalar, TensorAt, Ref]
+Value = None | bool | int | float | str | Items | Pairs | Record | Scalar | TensorAt | Ref
 
 # What Python can do with an object by its type alone; a proxy gets just the methods that fit.
 PROTOCOLS = (

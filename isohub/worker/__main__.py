@@ -36,7 +36,7 @@ def main(fd: int) -> int:
         serve(channel)
     except PeerGoneError:
         pass  # the parent ended, or closed us without a word
-    except Exception:
+    except Exception:  # noqa: BLE001 - whatever it is, the parent learns it from stderr and the code
         traceback.print_exc()
         return EX_SOFTWARE
     # A forked child skips these otherwise; the repository may have registered a clean-up.

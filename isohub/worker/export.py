@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import torch
+from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
 from isohub.shm.tensors import why_not
 from isohub.shm.values import Packer
@@ -135,9 +136,9 @@ def _node(packer: Packer, module: torch.nn.Module, children: list[tuple[str, int
 def _tensor(packer: Packer, tensor: torch.Tensor | None) -> int:
     if tensor is None:
         return -1
-    if why_not(tensor) is not None or isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin):
+    if why_not(tensor) is not None or isinstance(tensor, UninitializedTensorMixin):
         # The parent sees its name, shape and dtype; the values stay here.
-        shape = () if isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin) else tensor.shape
+        shape = () if isinstance(tensor, UninitializedTensorMixin) else tensor.shape
         dtype = tensor.dtype if why_not(torch.empty(0, dtype=tensor.dtype)) is None else torch.uint8
         return packer.tensors.add(torch.empty(shape, dtype=dtype, device="meta"))
     return packer.tensors.add(tensor, moving=True)

@@ -33,7 +33,7 @@ def prepare(message: Prepare) -> Hubconf:
         # A working tree: neither stale bytecode (an edit of equal size within one second looks
         # unchanged) nor new files in the user's folder.
         sys.dont_write_bytecode = True
-        sys.pycache_prefix = os.path.join(message.cwd, ".no-pycache")
+        sys.pycache_prefix = f"{message.cwd}/.no-pycache"
     else:
         sys.pycache_prefix = message.pycache
     torch.hub.set_dir(message.hub_dir)

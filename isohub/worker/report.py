@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import builtins
 import math
-import os
 import traceback
+from pathlib import Path
 
 from isohub import errors
 from isohub.wire.messages import Cause
@@ -41,7 +41,7 @@ def traceback_text(error: BaseException) -> str:
     try:
         told = traceback.TracebackException(type(error), error, error.__traceback__)
         # The frames of isohub's own above the repository's say nothing to the user.
-        own = os.path.dirname(os.path.dirname(__file__)) + os.sep
+        own = str(Path(__file__).parents[1]) + "/"
         stack = list(told.stack)
         while len(stack) > 1 and stack[0].filename.startswith(own):
             del stack[0]
@@ -54,12 +54,12 @@ def traceback_text(error: BaseException) -> str:
 def notes(error: BaseException) -> list[str]:
     """Return notes for the user: those on the exception, and what isolation changes."""
     found = [note for note in getattr(error, "__notes__", []) if isinstance(note, str)]
-    if isinstance(error, FileNotFoundError) and isinstance(error.filename, str):
-        if not os.path.isabs(error.filename):
-            found.append(
-                f"{error.filename!r} is relative, and the worker runs in a folder of its own: pass an absolute "
-                "path, or a pathlib.Path, which isohub makes absolute."
-            )
+    name = error.filename if isinstance(error, FileNotFoundError) else None
+    if isinstance(name, str) and not Path(name).is_absolute():
+        found.append(
+            f"{name!r} is relative, and the worker runs in a folder of its own: pass an absolute path, or a "
+            "pathlib.Path, which isohub makes absolute."
+        )
     return [_cut(note) for note in found]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -106,8 +107,7 @@ def _need_segment(channel: Channel, nbytes: int, use: Use) -> tuple[Granted, int
 def _flush() -> None:
     """Have all output in the pipes before the answer, so that the parent can show it in order."""
     for stream in (sys.stdout, sys.stderr):
-        try:
+        # The repository may have replaced or closed it.
+        with contextlib.suppress(Exception):
             stream.flush()
-        except Exception:  # noqa: BLE001, S110, PERF203 - the repository may have replaced or closed it
-            pass
     _libc.fflush(None)

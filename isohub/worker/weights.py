@@ -78,7 +78,7 @@ def _looks_into(tensor: torch.Tensor, storages: dict[int, torch.UntypedStorage])
 
 
 def _point(tensor: torch.Tensor, storage: torch.UntypedStorage) -> None:
-    offset = tensor.storage_offset() * tensor.itemsize
+    offset = int(tensor.storage_offset()) * tensor.itemsize
     with torch.inference_mode(tensor.is_inference()), torch.no_grad():
         tensor.data = tensor_over(storage, tensor.dtype, offset, tensor.shape, tensor.stride())
 

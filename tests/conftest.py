@@ -1,0 +1,81 @@
+"""Fixtures for all tests. Workers are real; the forkserver is shared by the tests of one pytest process."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.leaks import Holdings, holdings
+from tests.helpers.repos import make_repo, url
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep the tests out of the user's cache."""
+    home = tmp_path_factory.mktemp("torch-home")
+    before = os.environ.get("TORCH_HOME")
+    os.environ["TORCH_HOME"] = str(home)
+    yield home
+    if before is None:
+        del os.environ["TORCH_HOME"]
+    else:
+        os.environ["TORCH_HOME"] = before
+    api = sys.modules.get("isohub.api")
+    if api is not None:
+        api.shutdown()
+        assert not Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+
+
+@pytest.fixture(scope="session")
+def forkserver() -> int:
+    """Process id of the forkserver, warm: everything that happens once has happened."""
+    import torch
+
+    from isohub import api
+
+    torch.rand(64, 64) @ torch.rand(64, 64)
+    api._registry.warm_up()
+    api._registry._background.watch()
+    pid = api._registry.forkserver_pid
+    assert pid is not None
+    return pid
+
+
+@pytest.fixture(autouse=True)
+def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that leaves a process, a descriptor, a mapping or a thread behind.
+
+    A test that uses workers asks for the `forkserver` fixture (or one that does), which is then part of
+    what was there before.
+    """
+    before: Holdings | None = None
+    if "forkserver" in request.fixturenames:
+        request.getfixturevalue("forkserver")
+    gc.collect()
+    before = holdings()
+    yield
+    api = sys.modules.get("isohub.api")
+    if api is not None:
+        for worker in api.workers():
+            worker.close()
+    gc.collect()
+    left = holdings().more_than(before)
+    assert not left, f"left behind: {left}"
+
+
+@pytest.fixture
+def repo_of(tmp_path: Path, forkserver: int) -> Callable[..., str]:
+    """A function that makes a repository of one version and returns its repo text."""
+    count = iter(range(1000))
+
+    def build(files: dict[str, str | bytes] | str) -> str:
+        if isinstance(files, str):
+            files = {"hubconf.py": files}
+        return url(make_repo(tmp_path / f"owner{next(count)}" / "repo", {"v1": files}), "v1")
+
+    return build
