@@ -20,6 +20,9 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     home = tmp_path_factory.mktemp("torch-home")
     before = os.environ.get("TORCH_HOME")
     os.environ["TORCH_HOME"] = str(home)
+    # What the imports made stays, and would be looked through twice for every test.
+    gc.collect()
+    gc.freeze()
     yield home
     if before is None:
         del os.environ["TORCH_HOME"]
@@ -43,6 +46,9 @@ def forkserver() -> int:
     api._registry._background.watch()
     pid = api._registry.forkserver_pid
     assert pid is not None
+    # What torch's import made stays; to look through all of it around each test takes longer than most tests.
+    gc.collect()
+    gc.freeze()
     return pid
 
 

@@ -164,8 +164,10 @@ class IsolatedModule(nn.Module):
         if name in self.__dict__ or name in type(self).__dict__:
             object.__setattr__(self, name, value)
             return
-        registered = name in self._parameters or name in self._buffers or name in self._modules
-        if registered or isinstance(value, nn.Module | nn.Parameter):
+        registered = {**self._parameters, **self._buffers, **self._modules}
+        if name in registered and registered[name] is value:
+            return  # the end of `model.weight -= step`, which wrote in place
+        if name in registered or isinstance(value, nn.Module | nn.Parameter):
             raise LocalProtocolError(
                 f"{name} = ...: replacing the modules, parameters and buffers of an isolated module is not there "
                 "yet. Write into the tensor in place (.data.copy_(...), load_state_dict), wrap the module, or "

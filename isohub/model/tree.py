@@ -232,6 +232,10 @@ class ProxyTable:
             found.append(self._released.popleft())
         return found
 
+    def put_back(self, released: list[tuple[int, int]]) -> None:
+        """Return these by the next `released` again: they could not be told."""
+        self._released.extend(released)
+
     def unpacked(self) -> None:
         """Let go of what was only kept until the value was made."""
         self._fresh.clear()

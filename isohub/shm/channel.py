@@ -19,6 +19,8 @@ __all__ = ["Channel", "DeadlineError", "PeerGoneError"]
 
 # One receive takes a whole frame of the usual size: a header of a few hundred bytes for a call.
 _RECEIVE_BYTES = 64 << 10
+# As plain ints: `&` of the enumeration members takes microseconds.
+_MSG_CTRUNC, _MSG_CMSG_CLOEXEC = int(socket.MSG_CTRUNC), int(socket.MSG_CMSG_CLOEXEC)
 _ANCILLARY_BYTES = socket.CMSG_SPACE(framing.MAX_DESCRIPTORS * array.array("i").itemsize)
 
 
@@ -142,13 +144,13 @@ class Channel:
     def _receive_some(self) -> bytes:
         if not self._accept:
             return self._sock.recv(_RECEIVE_BYTES)
-        data, ancillary, flags, _ = self._sock.recvmsg(_RECEIVE_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+        data, ancillary, flags, _ = self._sock.recvmsg(_RECEIVE_BYTES, _ANCILLARY_BYTES, _MSG_CMSG_CLOEXEC)
         for level, kind, payload in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 numbers = array.array("i")
                 numbers.frombytes(payload[: len(payload) - len(payload) % numbers.itemsize])
                 self._fds.extend(numbers)
-        if flags & socket.MSG_CTRUNC:
+        if flags & _MSG_CTRUNC:
             raise RemoteProtocolError("more descriptors than a frame may hold")
         return data
 

@@ -35,9 +35,6 @@ _NAMES: dict[torch.dtype, str] = {
 }
 _DTYPES: dict[str, torch.dtype] = {name: dtype for dtype, name in _NAMES.items()}
 
-# Above this a copy is worth more than one thread; below it torch's dispatch costs more than the copy.
-_THREADED_COPY_BYTES = 1 << 20
-
 
 def name_of_dtype(dtype: torch.dtype) -> str | None:
     """Return the dtype's name on the wire; None when it cannot cross."""
@@ -78,9 +75,11 @@ def tensor_over(
     storage: torch.UntypedStorage | None, dtype: torch.dtype, offset: int, shape: Any, stride: Any
 ) -> torch.Tensor:
     """Return a tensor over `storage` (`offset` in bytes), or an empty one where there is no storage."""
-    tensor = torch.empty(0, dtype=dtype, device="cpu")
+    # torch warns when it makes a complex32 tensor, which `-W error` would turn into a failure; not at a view.
+    tensor = torch.empty(0, dtype=torch.int32 if dtype is torch.complex32 else dtype, device="cpu")
     source = tensor.untyped_storage() if storage is None else storage
-    return tensor.set_(source, offset // dtype.itemsize, shape, stride)
+    tensor = tensor.set_(source, offset // dtype.itemsize, shape, stride)
+    return tensor.view(dtype) if tensor.dtype is not dtype else tensor
 
 
 class Residents:
@@ -219,7 +218,7 @@ class TensorWriter:
             block = self._arena.allocate(end - start)
             copied.append(block)
             segment = self._arena.segment(block.segment)
-            _copy_bytes(segment.address + block.offset, address + start, end - start)
+            _memcpy(segment.address + block.offset, address + start, end - start)
             for begin, _, index in spans[place : last + 1]:
                 specs[index] = _spec(self._tensors[index], len(blocks), begin - start)
             blocks.append(block)
@@ -317,6 +316,10 @@ class Watch:
         del self._dead[:count]
         return dead
 
+    def put_back(self, dead: list[tuple[int, int]]) -> None:
+        """Return these by the next `take` again: they could not be told."""
+        self._dead.extend(dead)
+
 
 def _spec(tensor: torch.Tensor, block: int, offset: int) -> TensorSpec:
     return TensorSpec(
@@ -327,13 +330,14 @@ def _spec(tensor: torch.Tensor, block: int, offset: int) -> TensorSpec:
 def _span(tensor: torch.Tensor) -> tuple[int, int]:
     """Return the first byte of the storage that the tensor uses, and the one after its last."""
     first = int(tensor.storage_offset())
+    if tensor.is_contiguous():
+        return first * tensor.itemsize, (first + tensor.numel()) * tensor.itemsize
     last = first + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return first * tensor.itemsize, (last + 1) * tensor.itemsize
 
 
-def _copy_bytes(target: int, source: int, nbytes: int) -> None:
-    if nbytes < _THREADED_COPY_BYTES:
-        ctypes.memmove(target, source, nbytes)
-    else:
-        to = torch.frombuffer((ctypes.c_char * nbytes).from_address(target), dtype=torch.uint8)
-        to.copy_(torch.frombuffer((ctypes.c_char * nbytes).from_address(source), dtype=torch.uint8))
+# Found through the library, it lets other threads run meanwhile, which `ctypes.memmove` does not. One
+# thread: torch's own copy takes several for large tensors, and on a busy machine waits for the slowest,
+# which was measured to cost ten times the copy.
+_memcpy = ctypes.CDLL(None).memcpy
+_memcpy.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]

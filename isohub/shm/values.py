@@ -17,6 +17,7 @@ from isohub.shm.tensors import Residents, TensorReader, TensorWriter, dtype_name
 from isohub.wire import tree
 from isohub.wire.messages import Payload
 from isohub.wire.specs import ModuleSpec
+from isohub.wire.tree import Where, depth_of
 from isohub.wire.values import Items, Scalar, TensorAt, Value
 
 __all__ = ["Packer", "Unpacker"]
@@ -42,7 +43,7 @@ class Packer:
         self,
         arena: Arena,
         residents: Residents,
-        other: Callable[[Packer, Any, str], Value],
+        other: Callable[[Packer, Any, Where], Value],
         move: Callable[[list[torch.Tensor]], None] | None = None,
         *,
         moving: bool = False,
@@ -52,7 +53,7 @@ class Packer:
         self.modules: list[ModuleSpec] = []
         self._other = other
 
-    def pack(self, value: object, where: str = "value") -> Payload:
+    def pack(self, value: object, where: Where = "value") -> Payload:
         """Return the payload that says `value`.
 
         Raises:
@@ -62,9 +63,9 @@ class Packer:
         blocks, specs = self.tensors.finish()
         return Payload(said, blocks, specs, self.modules)
 
-    def say(self, value: object, where: str) -> Value:
+    def say(self, value: object, where: Where) -> Value:
         """Return the value alone; its tensors are noted."""
-        return tree.pack(value, self._leaf, where)
+        return tree.pack(value, self._leaf, where, depth_of(where))
 
     def bytes(self, data: bytes | bytearray, kind: Literal["bytes", "bytearray", "pickle"]) -> TensorAt:
         """Say `data` as shared memory."""
@@ -72,7 +73,7 @@ class Packer:
         tensor = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         return TensorAt(self.tensors.add(tensor), kind)
 
-    def _leaf(self, value: Any, where: str) -> Value:
+    def _leaf(self, value: Any, where: Where) -> Value:
         if isinstance(value, torch.Tensor):
             if why_not(value) is not None:
                 return self._other(self, value, where)
@@ -88,7 +89,7 @@ class Packer:
             return Scalar("layout" if isinstance(value, torch.layout) else "memory_format", str(value))
         if type(value) in (bytes, bytearray):
             return self.bytes(value, "bytes" if type(value) is bytes else "bytearray")
-        if type(value).__module__ == "numpy":
+        if type(value).__module__ in ("numpy", "numpy.dtypes"):
             said = self._numpy(value)
             if said is not None:
                 return said

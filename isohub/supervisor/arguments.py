@@ -6,6 +6,7 @@ it, the tensors through shared memory.
 
 from __future__ import annotations
 
+import functools
 import io
 import site
 import sys
@@ -125,6 +126,7 @@ def _is_users(name: str, module: object) -> bool:
     return isinstance(file, str) and not file.startswith(_installed())
 
 
+@functools.cache
 def _installed() -> tuple[str, ...]:
     folders = {*sysconfig.get_paths().values(), *site.getsitepackages(), site.getusersitepackages()}
     # Only those that hold modules: `data` and `scripts` are the whole prefix.

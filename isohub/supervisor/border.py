@@ -13,8 +13,9 @@ from isohub.shm.segment import Segment, create_memfd
 from isohub.shm.tensors import Residents, TensorReader, Watch, why_not
 from isohub.shm.values import Packer, Unpacker
 from isohub.supervisor.arguments import pickle_argument
-from isohub.wire.messages import Granted, NeedSegment, Payload
+from isohub.wire.messages import Granted, NeedSegment, Payload, Request
 from isohub.wire.specs import Block, ModuleSpec
+from isohub.wire.tree import Where, shown
 from isohub.wire.values import Items, Pairs, Record, Ref, TensorAt, Value
 
 __all__ = ["Border", "Proxies"]
@@ -58,6 +59,9 @@ class Proxies(Protocol):
     def released(self) -> list[tuple[int, int]]:
         """Return the handles that nobody holds any more, and how often each had been received."""
 
+    def put_back(self, released: list[tuple[int, int]]) -> None:
+        """Return these by the next `released` again: they could not be told."""
+
 
 class Border:
     """What this process has in common with one worker: segments, blocks and handles.
@@ -86,11 +90,13 @@ class Border:
             return _NO_ARGUMENTS
         return Packer(self._arena, self.residents, self._other).pack((args, kwargs), "arguments")
 
-    def take_back(self, payload: Payload) -> None:
-        """Free the blocks of a payload that was not sent."""
-        for block in payload.blocks:
+    def unsend(self, request: Request) -> None:
+        """Take back all that a request had along, since it is not sent."""
+        for block in request.payload.blocks:
             if self.residents.get(block.segment) is None:
                 self._arena.release(block.segment, block.offset)
+        self._watch.put_back(request.freed)
+        self.proxies.put_back(request.released)
 
     def unpack(self, payload: Payload) -> Any:
         """Return the value of an answer.
@@ -196,20 +202,22 @@ class Border:
         if block.segment in self._outbox:
             self._watch(block, view)
 
-    def _other(self, packer: Packer, value: object, where: str) -> Value:
+    def _other(self, packer: Packer, value: object, where: Where) -> Value:
         ref = self.proxies.ref_of(value)
         if ref is not None:
             return ref
         parts = self.proxies.parts(value)
         if parts is not None:
             record, members = parts
-            said = [packer.say(member, f"{where}.{key}") for key, member in zip(record.keys, members, strict=True)]
+            said = [packer.say(member, (where, ".{}", key)) for key, member in zip(record.keys, members, strict=True)]
             return Record(record.kind, record.type_name, record.keys, said)
         if isinstance(value, torch.Tensor):
             reason = why_not(value)
             if reason is not None and value.device.type != "cpu":
-                raise LocalProtocolError(f"{where}: this tensor cannot go to a worker: {reason}", where=where)
-        return pickle_argument(packer, value, where, self.proxies.ref_of)
+                raise LocalProtocolError(
+                    f"{shown(where)}: this tensor cannot go to a worker: {reason}", where=shown(where)
+                )
+        return pickle_argument(packer, value, shown(where), self.proxies.ref_of)
 
     def _handle(self, _: Unpacker, value: Any) -> Any:
         if isinstance(value, Ref):

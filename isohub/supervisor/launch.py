@@ -237,6 +237,8 @@ class ForkServer:
         for fd in (self._alive_fd, self._address_fd):
             if fd >= 0:
                 os.close(fd)
+        if self._process is not None:
+            self._process.returncode = 0  # so that it does not look after a child of another process
         self._lock = threading.Lock()
         self._process, self._alive_fd, self._address_fd = None, -1, -1
 

@@ -70,6 +70,8 @@ class Registry:
     def workers(self) -> list[Worker]:
         """Return the live workers, oldest first."""
         with self._lock:
+            for worker in self._workers:
+                worker.reap()
             self._workers = [worker for worker in self._workers if worker.alive]
             return list(self._workers)
 
@@ -88,6 +90,8 @@ class Registry:
         with self._lock:
             slot = self._slots.setdefault(key, _Slot())
         with slot.lock:
+            if slot.worker is not None:
+                slot.worker.reap()
             if slot.worker is None or not slot.worker.alive:
                 slot.worker, slot.users = self._launch(checkout, isolation), 0
             slot.users += 1

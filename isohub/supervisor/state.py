@@ -19,15 +19,13 @@ class Generator:
     """
 
     def __init__(self) -> None:
-        self._known: torch.Tensor | None = None
+        self._known: bytes | None = None
 
     def current(self) -> TorchState:
         """Return the modes to take on for a request made now, in this thread."""
-        now = torch.get_rng_state()
-        rng = None
-        if self._known is None or not torch.equal(now, self._known):
-            rng = now.numpy().tobytes()
-            self._known = now
+        now = _generator_state()
+        rng = None if now == self._known else now
+        self._known = now
         autocast = torch.is_autocast_enabled("cpu")
         return TorchState(
             torch.is_grad_enabled(),
@@ -46,13 +44,18 @@ class Generator:
         if rng is None:
             return
         assert self._known is not None, "a request always sets it"
-        if len(rng) != self._known.numel():
+        if len(rng) != len(self._known):
             raise RemoteProtocolError(f"a generator state of {len(rng)} bytes")
         # Another thread may have drawn numbers meanwhile; those must not be drawn again.
-        untouched = torch.equal(torch.get_rng_state(), self._known)
-        self._known = torch.frombuffer(bytearray(rng), dtype=torch.uint8)
+        untouched = _generator_state() == self._known
+        self._known = rng
         if untouched:
             try:
-                torch.set_rng_state(self._known)
+                torch.set_rng_state(torch.frombuffer(bytearray(rng), dtype=torch.uint8))
             except RuntimeError as error:
                 raise RemoteProtocolError(f"a generator state that torch refuses: {error}") from None
+
+
+def _generator_state() -> bytes:
+    # As bytes: comparing two tensors of 5 kB takes torch longer than all the rest here.
+    return torch.get_rng_state().numpy().tobytes()

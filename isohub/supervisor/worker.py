@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import threading
 import time
@@ -26,20 +27,21 @@ from isohub.errors import (
     BrokenWorkerError,
     ForeignProcessError,
     IsohubError,
+    LocalProtocolError,
     RemoteProtocolError,
-    WorkerClosedError,
     WorkerStartError,
     WorkerTimeoutError,
 )
 from isohub.options import Isolation
 from isohub.shm.channel import Channel, DeadlineError, PeerGoneError
-from isohub.supervisor import state
+from isohub.supervisor import endings, state
 from isohub.supervisor.background import Background
 from isohub.supervisor.border import Border
 from isohub.supervisor.launch import ForkServer, Process
 from isohub.supervisor.logs import Output
 from isohub.supervisor.raised import exception
 from isohub.wire import codec
+from isohub.wire.framing import MAX_MESSAGE_BYTES
 from isohub.wire.lifecycle import Event, State, after
 from isohub.wire.messages import (
     PROTOCOL_VERSION,
@@ -86,6 +88,7 @@ class Worker:
         self._process: Process | None = None
         self._channel: Channel | None = None
         self._outputs: tuple[Output, ...] = ()
+        self._output_poll = select.poll()
         self._generator = state.Generator()
         self._end: IsohubError | None = None  # why it ended; told to everybody who asks again
         self.pid = 0
@@ -123,10 +126,17 @@ class Worker:
         """
         with self._lock:
             deadline = time.monotonic() + self.isolation.start_timeout_s
-            process = self._process = forkserver.launch(f"isohub-worker {self.label}")
+            try:
+                process = self._process = forkserver.launch(f"isohub-worker {self.label}")
+            except BaseException as error:
+                self._state = after(self._state, Event.DEATH)
+                self._end = WorkerStartError(f"worker {self.label} was never launched: {error}", worker=self.label)
+                raise
             self.pid = process.pid
             self._channel = Channel(process.channel)
             self._outputs = (Output(process.out, "stdout"), Output(process.err, "stderr"))
+            for output in self._outputs:
+                self._output_poll.register(output.fd, select.POLLIN)
             self._background.watch(*self._outputs)
             try:
                 with self._guarded(self.isolation.start_timeout_s):
@@ -172,6 +182,8 @@ class Worker:
             RemoteProtocolError: The worker sent nonsense, and was killed.
             Exception: What the repository's code raised.
         """
+        if os.getpid() != self._owner_pid:
+            self.check()  # before the lock, which another thread may have held when this process was forked
         with self._lock:
             self.check()
             assert self._channel is not None
@@ -179,34 +191,50 @@ class Worker:
             timeout_s = self.isolation.timeout_s
             deadline = None if timeout_s is None else time.monotonic() + timeout_s
             segments, descriptors = self.border.pending()
-            modes = self._generator.current()
-            message = codec.encode(
-                Request(
-                    verb=verb,
-                    payload=payload,
-                    state=modes,
-                    freed=self.border.freed(),
-                    released=self.border.proxies.released(),
-                    segments=segments,
-                    **fields,
-                )
+            request = Request(
+                verb=verb,
+                payload=payload,
+                state=self._generator.current(),
+                freed=self.border.freed(),
+                released=self.border.proxies.released(),
+                segments=segments,
+                **fields,
             )
+            message = codec.encode(request)
+            if len(message) > MAX_MESSAGE_BYTES:
+                self.border.unsend(request)
+                raise LocalProtocolError(
+                    f"arguments of {len(message)} bytes are over the limit of {MAX_MESSAGE_BYTES} for one message: "
+                    "pass large data as tensors, arrays or bytes, which go through shared memory"
+                )
             self._state = after(self._state, Event.REQUEST)
             self._mute(muted)
             with self._guarded(timeout_s):
                 self._channel.send(message, descriptors, deadline)
                 self.border.sent()
                 answer = self._answer(deadline)
-                self.border.settle(answer.freed, answer.dropped)
                 self._generator.answered(answer.rng)
                 self._state = after(self._state, Event.ANSWER)
                 value = self.border.unpack(answer.payload) if isinstance(answer, Returned) else None
+                # Afterwards: the worker may have let go of what it sends, such as a state dict.
+                self.border.settle(answer.freed, answer.dropped)
             self.calls += 1
             self._drain()
             self._mute(False)
         if isinstance(answer, Raised):
             raise exception(answer)
         return value
+
+    def reap(self) -> None:
+        """Notice that an idle worker has ended by itself, so that `alive` says so."""
+        process = self._process
+        if process is None or process.pidfd < 0 or not self._lock.acquire(blocking=False):
+            return  # whoever has the lock will notice
+        try:
+            if self._state is State.IDLE and _readable(process.pidfd):
+                self._finish(Event.DEATH, None)
+        finally:
+            self._lock.release()
 
     def release_soon(self) -> None:
         """Tell the worker of handles that died here, unless a request is just going to."""
@@ -223,7 +251,7 @@ class Worker:
             self.forget()
             return
         deadline = time.monotonic() + timeout_s
-        reason = WorkerClosedError(f"worker {self.label} was closed", worker=self.label)
+        reason = endings.closed(self._who)
         if not self._lock.acquire(timeout=timeout_s):
             self._end = self._end or reason
             self.kill()
@@ -262,7 +290,7 @@ class Worker:
                 worker=self.label,
             )
         if self._end is not None:
-            raise type(self._end)(*self._end.args, **_fields(self._end))
+            raise endings.again(self._end)
 
     def forget(self) -> None:
         """Close our descriptors without ending anything: in a fork of the process that has the worker."""
@@ -305,49 +333,37 @@ class Worker:
         except PeerGoneError:
             raise self._finish(Event.DEATH, None) from None
         except DeadlineError:
+            assert timeout_s is not None, "without a time-out there is no deadline"
             self.kill()
-            late = WorkerTimeoutError(
-                f"worker {self.label} (pid {self.pid}) did not answer within {timeout_s:g} s and was killed",
-                worker=self.label,
-                timeout_s=timeout_s or 0.0,
-            )
-            raise self._finish(Event.DEATH, late) from None
+            raise self._finish(Event.DEATH, endings.overdue(self._who, timeout_s, self._tail())) from None
         except RemoteProtocolError as fault:
             self.kill()
-            lied = RemoteProtocolError(
-                f"worker {self.label} (pid {self.pid}) was killed, since it sent what no honest worker sends: {fault}"
-            )
-            raise self._finish(Event.DEATH, lied) from fault
+            raise self._finish(Event.DEATH, endings.lied(self._who, fault)) from fault
         except BaseException as interruption:
             # Ctrl-C, say. The answer may still come, and would be taken for that of the next request.
             self.kill()
-            self._finish(Event.DEATH, BrokenWorkerError(
-                f"worker {self.label} was killed, since {type(interruption).__name__} broke off a call",
-                worker=self.label, signal="SIGKILL",
-            ))  # fmt: skip
+            self._finish(Event.DEATH, endings.interrupted(self._who, interruption))
             raise
 
     def _finish(self, event: Event, error: IsohubError | None) -> IsohubError:
-        """End everything of the worker, and return why."""
+        """End everything of the worker, and return why; without an `error`, it died by itself."""
         assert self._process is not None
         self._state = after(self._state, event)
-        if self._process.pidfd >= 0 and error is not None:
+        if error is not None:
             self.kill()
         status = self._process.exit_status(_STATUS_S)
-        if error is None:
-            self.kill()  # it hung up; if it is still there, nobody can talk to it
+        if status is None and not _readable(self._process.pidfd):
+            # It closed its end of the channel and lives on; nobody can talk to it any more.
+            self.kill()
+            error = error or endings.hung_up(self._who, self._tail())
+        self._end = self._end or error or endings.broken(self._who, status, self._tail())
         self._drain()
-        if self._end is not None:
-            error = self._end
-        elif error is None:
-            error = _broken(self, status, self._outputs[1].tail(_TAIL_LINES) if self._outputs else ())
-        self._end = error
         self._background.forget(*self._outputs)
         if self._channel is not None:
             self._channel.close()
         self._process.close()
         self.border.close()
-        return error
+        return self._end
 
     def _release(self) -> None:
         # If somebody has the lock, their request or the next one carries the releases.
@@ -359,37 +375,26 @@ class Worker:
             finally:
                 self._lock.release()
 
+    @property
+    def _who(self) -> str:
+        return f"{self.label} (pid {self.pid})"
+
+    def _tail(self) -> tuple[str, ...]:
+        self._drain()
+        return self._outputs[1].tail(_TAIL_LINES) if self._outputs else ()
+
     def _drain(self) -> None:
-        for output in self._outputs:
-            output.drain()
+        # One system call finds that there is nothing, as there is after most calls.
+        if self._output_poll.poll(0):
+            for output in self._outputs:
+                output.drain()
 
     def _mute(self, muted: bool) -> None:
         for output in self._outputs:
             output.muted = muted
 
 
-def _broken(worker: Worker, status: int | None, tail: tuple[str, ...]) -> BrokenWorkerError:
-    name = None
-    if status is None:
-        how = "ended, and nobody knows how: the forkserver ended with it"
-    elif status < 0:
-        try:
-            name = signal.Signals(-status).name
-        except ValueError:
-            name = f"signal {-status}"
-        how = f"was ended by {name}"
-    else:
-        how = f"exited with code {status}"
-    shown = "".join(f"\n    {line}" for line in tail)
-    return BrokenWorkerError(
-        f"worker {worker.label} (pid {worker.pid}) {how}. What it held is lost; load again for a new worker"
-        + (f". The last lines of its stderr:{shown}" if shown else ""),
-        worker=worker.label,
-        stderr_tail=tail,
-        exit_code=status if status is not None and status >= 0 else None,
-        signal=name,
-    )
-
-
-def _fields(error: IsohubError) -> dict[str, Any]:
-    return dict(vars(error)) if not isinstance(error, RemoteProtocolError) else {}
+def _readable(fd: int) -> bool:
+    poll = select.poll()  # select() takes no descriptor above 1023
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))

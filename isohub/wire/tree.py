@@ -17,7 +17,7 @@ from typing import Any
 from isohub.errors import LocalProtocolError, RemoteProtocolError
 from isohub.wire.values import Items, Pairs, Record, Scalar, Value
 
-__all__ = ["MAX_DEPTH", "pack", "unpack"]
+__all__ = ["MAX_DEPTH", "Where", "depth_of", "pack", "shown", "unpack"]
 
 # Real outputs nest five or six deep. The cap keeps recursion far from the interpreter's limit on both
 # sides and turns a list that holds itself into an error.
@@ -26,15 +26,33 @@ MAX_DEPTH = 100
 # Longer bytes go through shared memory, like a tensor.
 MAX_INLINE_BYTES = 1024
 
-# JSON numbers beyond 64 bits are not read alike everywhere; such ints travel as text.
+# JSON numbers beyond 64 bits are not read alike everywhere; such ints travel as text, a hexadecimal one,
+# since that is read in linear time however long it is.
 _INT_MIN, _INT_MAX = -(2**63), 2**63 - 1
-# Longest int that travels: Python itself refuses to convert longer texts (CVE-2020-10735).
-_INT_DIGITS = 4300
 
-Leaf = Callable[[Any, str], Value]
+# Types whose values are said as they are.
+_PLAIN = frozenset((type(None), bool, int, float, str))
+
+# The place of a value: a text, or the place of its container with what follows. It is only put together
+# for an error: to format it for each value of each call would be a good part of a call's cost.
+Where = str | tuple["Where", str, object]
+Leaf = Callable[[Any, Where], Value]
 
 
-def pack(value: Any, leaf: Leaf, where: str = "value", depth: int = 0) -> Value:
+def shown(where: Where) -> str:
+    """Return a place as text, e.g. `"arguments[0]['mask']"`."""
+    if isinstance(where, str):
+        return where
+    container, form, key = where
+    return shown(container) + form.format(key)
+
+
+def depth_of(where: Where) -> int:
+    """Return how deep a place is nested."""
+    return 0 if isinstance(where, str) else 1 + depth_of(where[0])
+
+
+def pack(value: Any, leaf: Leaf, where: Where = "value", depth: int = 0) -> Value:
     """Say `value` in the closed set.
 
     Args:
@@ -55,14 +73,15 @@ def pack(value: Any, leaf: Leaf, where: str = "value", depth: int = 0) -> Value:
         return value if math.isfinite(value) else Scalar("float", repr(value))
     if depth >= MAX_DEPTH:
         raise LocalProtocolError(
-            f"{where}: nested deeper than {MAX_DEPTH} levels, or a container that holds itself", where=where
+            f"{shown(where):.300}: nested deeper than {MAX_DEPTH} levels, or a container that holds itself",
+            where=shown(where),
         )
     if kind in _SEQUENCES:
-        members = [pack(item, leaf, f"{where}[{i}]", depth + 1) for i, item in enumerate(value)]
+        members = [pack(item, leaf, (where, "[{}]", i), depth + 1) for i, item in enumerate(value)]
         return Items(_SEQUENCES[kind], members)
     if kind is dict or kind is OrderedDict:
-        keys = [pack(key, leaf, f"{where} key", depth + 1) for key in value]
-        items = [pack(item, leaf, f"{where}[{key!r:.40}]", depth + 1) for key, item in value.items()]
+        keys = [pack(key, leaf, (where, " key {!r:.40}", key), depth + 1) for key in value]
+        items = [pack(item, leaf, (where, "[{!r:.40}]", key), depth + 1) for key, item in value.items()]
         return Pairs("dict" if kind is dict else "odict", keys, items)
     if kind is slice or kind is range:
         numbers = [pack(n, leaf, where, depth + 1) for n in (value.start, value.stop, value.step)]
@@ -72,7 +91,7 @@ def pack(value: Any, leaf: Leaf, where: str = "value", depth: int = 0) -> Value:
         return say(value)
     if isinstance(value, PurePath):
         # A relative path means this process's folder; the other process works in another.
-        return Scalar("path", str(Path(value).absolute()))
+        return Scalar("path", _encoded(str(Path(value).absolute())))
     return leaf(value, where)
 
 
@@ -88,7 +107,7 @@ def unpack(value: Value, leaf: Callable[[Any], Any], depth: int = 0) -> Any:
     Raises:
         RemoteProtocolError: The value is nested too deep, or says something impossible.
     """
-    if value is None or isinstance(value, bool | int | float | str):
+    if type(value) in _PLAIN:
         return value
     if depth >= MAX_DEPTH:
         raise RemoteProtocolError(f"a value nested deeper than {MAX_DEPTH} levels")
@@ -116,14 +135,16 @@ def _text(value: str) -> Value:
     try:
         value.encode()
     except UnicodeEncodeError:  # a lone surrogate, such as a file name that is no UTF-8
-        return Scalar("str", base64.b64encode(value.encode("utf-8", "surrogatepass")).decode())
+        return Scalar("str", _encoded(value))
     return value
 
 
-def _int(text: str) -> int:
-    if len(text) > _INT_DIGITS:
-        raise RemoteProtocolError(f"an int of {len(text)} digits")
-    return int(text, 16)
+def _encoded(text: str) -> str:
+    return base64.b64encode(text.encode("utf-8", "surrogatepass")).decode()
+
+
+def _decoded(text: str) -> str:
+    return base64.b64decode(text, validate=True).decode("utf-8", "surrogatepass")
 
 
 _SEQUENCES: dict[type, Any] = {list: "list", tuple: "tuple", set: "set", frozenset: "frozenset"}
@@ -147,14 +168,14 @@ _SCALARS: dict[type, Callable[[Any], Scalar]] = {
     datetime.timedelta: lambda value: Scalar("timedelta", f"{value.days} {value.seconds} {value.microseconds}"),
 }
 _FROM_TEXT: dict[str, Callable[[str], Any]] = {
-    "int": _int,
+    "int": lambda text: int(text, 16),
     "float": float,
     "complex": complex,
-    "str": lambda text: base64.b64decode(text, validate=True).decode("utf-8", "surrogatepass"),
+    "str": _decoded,
     "ellipsis": lambda _: ...,
     "bytes": lambda text: base64.b64decode(text, validate=True),
     "bytearray": lambda text: bytearray(base64.b64decode(text, validate=True)),
-    "path": Path,
+    "path": lambda text: Path(_decoded(text)),
     "datetime": datetime.datetime.fromisoformat,
     "date": datetime.date.fromisoformat,
     "time": datetime.time.fromisoformat,

@@ -15,6 +15,7 @@ from isohub.shm.tensors import Residents, TensorReader, Watch
 from isohub.shm.values import Packer, Unpacker
 from isohub.wire.messages import Granted, Payload, Request
 from isohub.wire.specs import Block
+from isohub.wire.tree import Where
 from isohub.wire.values import Record, Ref, TensorAt
 from isohub.worker import export, weights
 from isohub.worker.objects import Objects
@@ -76,11 +77,17 @@ class Border:
             LocalProtocolError: It cannot be said.
         """
 
-        def other(packer: Packer, value: Any, where: str) -> Any:
+        def other(packer: Packer, value: Any, where: Where) -> Any:
             return export.say_other(packer, value, where, self.objects)
 
         packer = Packer(self._arena, self._residents, other, self._move, moving=moving)
         return packer.pack(value, "result")
+
+    def unsend(self, payload: Payload) -> None:
+        """Free the blocks of a result that is not sent after all."""
+        for block in payload.blocks:
+            if self._residents.get(block.segment) is None:
+                self._arena.release(block.segment, block.offset)
 
     def describe(self, handle: int) -> Payload:
         """Describe the module of that handle as it is now."""

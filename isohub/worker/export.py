@@ -11,20 +11,21 @@ from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-def
 from isohub.shm.tensors import why_not
 from isohub.shm.values import Packer
 from isohub.wire.specs import ModuleNode, ModuleSpec
+from isohub.wire.tree import Where
 from isohub.wire.values import Record, Ref, Value
 from isohub.worker.objects import Objects, protocols
 
 __all__ = ["describe", "in_order", "say_other"]
 
 
-def say_other(packer: Packer, value: Any, where: str, objects: Objects) -> Value:
+def say_other(packer: Packer, value: Any, where: Where, objects: Objects) -> Value:
     """Say what is neither builtin nor of torch or NumPy."""
     if isinstance(value, torch.nn.Module):
         return _module(packer, value, objects)
     record = _record(value)
     if record is not None:
         kind, names, members = record
-        said = [packer.say(member, f"{where}.{name}") for name, member in zip(names, members, strict=True)]
+        said = [packer.say(member, (where, ".{}", name)) for name, member in zip(names, members, strict=True)]
         return Record(kind, type_name(value), names, said)
     plain = next((base for base in (str, bytes, float, int) if isinstance(value, base)), None)
     if plain is not None and not _has_own(value):
@@ -98,20 +99,19 @@ def in_order(root: torch.nn.Module) -> list[torch.nn.Module]:
 
 def _walk(root: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
     """Return each module of a tree once, with the first path that leads to it, parents first."""
-    found: list[tuple[str, torch.nn.Module]] = []
-    seen: set[int] = set()
+    found: dict[int, tuple[str, torch.nn.Module]] = {}
+    _visit(root, "", found)
+    return list(found.values())
 
-    def visit(module: torch.nn.Module, path: str) -> None:
-        if id(module) in seen:
-            return
-        seen.add(id(module))
-        found.append((path, module))
-        for name, child in module._modules.items():
-            if child is not None:
-                visit(child, f"{path}.{name}" if path else name)
 
-    visit(root, "")
-    return found
+def _visit(module: torch.nn.Module, path: str, found: dict[int, tuple[str, torch.nn.Module]]) -> None:
+    # Not a function inside `_walk`: that would refer to itself, and keep the modules until the next collection.
+    if id(module) in found:
+        return
+    found[id(module)] = (path, module)
+    for name, child in module._modules.items():
+        if child is not None:
+            _visit(child, f"{path}.{name}" if path else name, found)
 
 
 def _node(packer: Packer, module: torch.nn.Module, children: list[tuple[str, int]]) -> ModuleNode:

@@ -22,7 +22,7 @@ class Modes:
 
     def __init__(self) -> None:
         self._parents_dtype = "float32"
-        self._known: torch.Tensor | None = None
+        self._known: bytes | None = None
 
     @contextmanager
     def of(self, state: TorchState | None) -> Iterator[None]:
@@ -35,7 +35,7 @@ class Modes:
             self._parents_dtype = state.default_dtype
         if state.rng is not None:
             torch.set_rng_state(torch.frombuffer(bytearray(state.rng), dtype=torch.uint8))
-        self._known = torch.get_rng_state()
+            self._known = state.rng
         if state.grad and not state.inference and state.autocast is None:
             yield
             return
@@ -49,9 +49,11 @@ class Modes:
             yield
 
     def moved(self) -> bytes | None:
-        """Return the generator's state if it has moved since `of` took it; else None."""
+        """Return the generator's state if the parent does not know it; else None."""
         if self._known is None:
+            return None  # before the first request
+        now = torch.get_rng_state().numpy().tobytes()
+        if now == self._known:
             return None
-        now = torch.get_rng_state()
-        known, self._known = self._known, None
-        return None if torch.equal(now, known) else now.numpy().tobytes()
+        self._known = now
+        return now

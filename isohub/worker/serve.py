@@ -52,10 +52,10 @@ def serve(channel: Channel) -> None:
         message, descriptors = channel.receive()
         request = codec.decode_from_parent(message)
         answer: Returned | Raised
+        payload = Payload()
         try:
             if isinstance(request, Prepare):
                 executor = Executor(prepare.prepare(request), border)
-                payload = Payload()
             else:
                 assert isinstance(request, Request) and executor is not None, "a request before Prepare"
                 border.accept(request, descriptors)
@@ -64,6 +64,7 @@ def serve(channel: Channel) -> None:
             data = codec.encode(answer)
             pack_header(len(data), 0)  # raises here if it is too long, so that the error can be told
         except BaseException as error:  # noqa: BLE001 - SystemExit too: nothing ends the worker
+            border.unsend(payload)
             answer = _raised(error, modes)
             data = codec.encode(structs.replace(answer, **border.news()))
         _flush()

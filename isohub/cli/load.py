@@ -1,0 +1,192 @@
+"""`isohub load`: load once, and tell what came, what it takes and how long each step took."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import threading
+from dataclasses import asdict
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from isohub import trace
+from isohub.cli.options import Entrypoint, Json, Repository, Source, Traceback, source_of
+from isohub.cli.running import running
+from isohub.options import Isolation
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["add_to"]
+
+_VALUE = (
+    "It is read as JSON where it parses as JSON (3, 0.5, true, null, [1, 2], '\"3\"' for the text), else taken as text"
+)
+
+
+class _Returns(str, Enum):
+    MODULE = "module"
+    STATE_DICT = "state_dict"
+
+
+class _Steps:
+    """Collects the steps of the body of a `with`, as pairs of depth and step, in the order of their starts."""
+
+    def __init__(self) -> None:
+        self._taken: list[tuple[int, trace.Step]] = []
+        self._depth = 0
+        self._thread = threading.get_ident()
+
+    def __enter__(self) -> list[tuple[int, trace.Step]]:
+        trace.add_listener(self._listen)
+        return self._taken
+
+    def __exit__(self, *_: object) -> None:
+        trace.remove_listener(self._listen)
+
+    def _listen(self, step: trace.Step) -> None:
+        if threading.get_ident() != self._thread:
+            return
+        if step.state == "started":
+            self._taken.append((self._depth, step))
+            self._depth += 1
+        else:
+            self._depth -= 1
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command("load")(_load)
+
+
+def _load(
+    repo: Repository,
+    entry: Entrypoint,
+    *,
+    arg: Annotated[
+        list[str] | None,
+        typer.Option("--arg", metavar="VALUE", show_default=False, help=f"A positional argument. {_VALUE}."),
+    ] = None,
+    kwarg: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--kwarg", metavar="KEY=VALUE", show_default=False, help="A keyword argument; VALUE as for --arg."
+        ),
+    ] = None,
+    source: Source = None,
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", show_default=False, help="Threads of torch in the worker.")
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", show_default=False, help="How long the entrypoint may take."),
+    ] = None,
+    returns: Annotated[
+        _Returns, typer.Option(help="What to take: what the entrypoint returns, or its state dict alone.")
+    ] = _Returns.MODULE,
+    json: Json = False,
+    traceback: Traceback = False,
+) -> None:
+    """Load from an entrypoint, and describe what came.
+
+    It is loaded in a worker process, which ends with the command; what it prints goes to stderr.
+    """
+    args = [_value(text, "--arg") for text in arg or []]
+    kwargs = _keywords(kwarg or [])
+    try:
+        isolation = Isolation(threads=threads, timeout_s=timeout)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--threads / --timeout") from None
+    with running(traceback=traceback) as answer:
+        with _Steps() as steps:
+            with trace.step("cli.import"):
+                from isohub.api import Repo, workers
+                from isohub.model.summary import summarize
+                from isohub.supervisor.memory import memory_of
+            with Repo(
+                repo,
+                source=source_of(repo, source),
+                isolate=isolation,
+                returns=returns.value,
+                verbose=not json,
+            ) as opened:
+                result = opened.load(entry, *args, **kwargs)
+                worker = workers()[-1]
+                memory = memory_of(worker.pid)
+                report = {
+                    "repo": str(opened.ref),
+                    "ref": opened.checkout.ref_name,
+                    "commit": opened.commit,
+                    "entrypoint": entry,
+                    **asdict(summarize(result)),
+                    "worker": {"pid": worker.pid, **asdict(memory)},
+                }
+        report["steps"] = [
+            {"name": step.name, "depth": depth, "duration_s": round(step.duration_s, 6)} for depth, step in steps
+        ]
+        if json:
+            answer.json(report)
+        else:
+            answer.rich(f"{entry} of {worker.label}\n", _facts(report), "", _times(report))
+
+
+def _keywords(texts: list[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise typer.BadParameter(f"{text!r} is not KEY=VALUE.", param_hint="--kwarg")
+        if key in found:
+            raise typer.BadParameter(f"{key!r} is given twice.", param_hint="--kwarg")
+        found[key] = _value(value, "--kwarg")
+    return found
+
+
+def _value(text: str, option: str) -> Any:
+    if text in ("True", "False", "None"):
+        # As a text "False" would count as true, and nobody would see why.
+        json = {"True": "true", "False": "false", "None": "null"}[text]
+        raise typer.BadParameter(f"{text} in JSON is {json}; for the text write '\"{text}\"'.", param_hint=option)
+    try:
+        return jsonlib.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _facts(report: dict[str, Any]) -> Table:
+    from rich.filesize import decimal
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    worker = report["worker"]
+    parameters = "none"
+    if report["parameters"] is not None:
+        parameters = f"{report['parameters']:,} ({report['trainable']:,} trainable)"
+    memory = "unknown"
+    if worker["private_bytes"] is not None:
+        memory = f"{decimal(worker['private_bytes'])} private, {decimal(worker['proportional_bytes'])} proportional"
+    for name, value in (
+        ("type", report["type"]),
+        ("parameters", parameters),
+        ("dtypes", ", ".join(report["dtypes"]) or "none"),
+        ("weights", f"{decimal(report['weights_bytes'])} in {report['tensors']} tensors"),
+        ("worker", f"pid {worker['pid']}"),
+        ("worker memory", memory),
+        ("commit", report["commit"] or "none, a working tree"),
+    ):
+        table.add_row(name, value)
+    return table
+
+
+def _times(report: dict[str, Any]) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table("step", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("ms", justify="right")
+    for step in report["steps"]:
+        table.add_row(f"{'  ' * step['depth']}{step['name']}", f"{step['duration_s'] * 1e3:.1f}")
+    return table

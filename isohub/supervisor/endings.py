@@ -1,0 +1,104 @@
+"""How a worker can end, each as the error that its callers get: what happened, and what to do next."""
+
+from __future__ import annotations
+
+import signal
+
+from isohub.errors import (
+    BrokenWorkerError,
+    IsohubError,
+    RemoteProtocolError,
+    WorkerClosedError,
+    WorkerTimeoutError,
+)
+
+__all__ = ["again", "broken", "closed", "hung_up", "interrupted", "lied", "overdue"]
+
+
+def broken(who: str, status: int | None, tail: tuple[str, ...]) -> BrokenWorkerError:
+    """It died by itself.
+
+    Args:
+        who: The worker, with its pid.
+        status: Its exit code, or the negative number of a signal; None when nobody knows.
+        tail: The last lines of its stderr.
+    """
+    name = None
+    if status is None:
+        how = "ended, and nobody knows how: the forkserver ended with it"
+    elif status < 0:
+        name = _signal_name(-status)
+        how = f"was ended by {name}"
+    else:
+        how = f"exited with code {status}"
+    return BrokenWorkerError(
+        f"worker {who} {how}. Its weights stay readable here; load again for a new worker{_shown(tail)}",
+        worker=who,
+        stderr_tail=tail,
+        exit_code=status if status is not None and status >= 0 else None,
+        signal=name,
+    )
+
+
+def hung_up(who: str, tail: tuple[str, ...]) -> BrokenWorkerError:
+    """It closed its end of the channel without ending."""
+    return BrokenWorkerError(
+        f"worker {who} closed its channel to this program without ending, and was killed. Its weights stay readable "
+        f"here; load again for a new worker{_shown(tail)}",
+        worker=who,
+        stderr_tail=tail,
+        signal="SIGKILL",
+    )
+
+
+def overdue(who: str, timeout_s: float, tail: tuple[str, ...]) -> WorkerTimeoutError:
+    """It did not answer in time."""
+    return WorkerTimeoutError(
+        f"worker {who} did not answer within {timeout_s:g} s and was killed. Load again for a new one, with a larger "
+        f"Isolation(timeout_s=...) or start_timeout_s if it only was slow{_shown(tail)}",
+        worker=who,
+        stderr_tail=tail,
+        timeout_s=timeout_s,
+    )
+
+
+def lied(who: str, fault: Exception) -> RemoteProtocolError:
+    """It sent what no honest worker sends."""
+    return RemoteProtocolError(
+        f"worker {who} was killed, since it sent what no honest worker sends: {fault}. Either the repository attacks "
+        "this program, or this is a fault of isohub: then please report it with the repository and commit"
+    )
+
+
+def interrupted(who: str, interruption: BaseException) -> BrokenWorkerError:
+    """A call was broken off here, by Ctrl-C say."""
+    return BrokenWorkerError(
+        f"worker {who} was killed, since {type(interruption).__name__} broke off a call. Load again for a new worker",
+        worker=who,
+        signal="SIGKILL",
+    )
+
+
+def closed(who: str) -> WorkerClosedError:
+    """This program closed it."""
+    return WorkerClosedError(
+        f"worker {who} was closed. Its weights stay readable here; load again for a new worker", worker=who
+    )
+
+
+def again(error: IsohubError) -> IsohubError:
+    """Return a fresh copy of `error`: each caller gets one with a traceback of its own."""
+    copy = type(error)(*error.args)
+    copy.__dict__.update(error.__dict__)
+    return copy
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
+
+
+def _shown(tail: tuple[str, ...]) -> str:
+    return ". The last lines of its stderr:" + "".join(f"\n    {line}" for line in tail) if tail else ""

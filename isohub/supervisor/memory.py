@@ -1,0 +1,38 @@
+"""What a worker process takes of the machine's memory, as the kernel counts it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Memory", "memory_of"]
+
+_LINE = re.compile(r"^(\w+): +(\d+) kB$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory of one process.
+
+    Attributes:
+        private_bytes: What it alone has, and what would be free without it; None if it is not known.
+        proportional_bytes: That, and its part of what it shares (torch's code with the other workers, the
+            weights with this process): the kernel's PSS. None if it is not known.
+    """
+
+    private_bytes: int | None = None
+    proportional_bytes: int | None = None
+
+
+def memory_of(pid: int) -> Memory:
+    """Return the memory of a process of this user."""
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except OSError:  # it has ended, or this kernel has no such file
+        return Memory()
+    kilobytes = {name: int(number) for name, number in _LINE.findall(text)}
+    return Memory(
+        private_bytes=(kilobytes["Private_Clean"] + kilobytes["Private_Dirty"]) << 10,
+        proportional_bytes=kilobytes["Pss"] << 10,
+    )
