@@ -34,7 +34,7 @@ _VERSIONS = (
 )
 
 
-def make_repository(path: Path) -> Path:
+def make_repository(path: str | os.PathLike[str]) -> Path:
     """Make the demo's git repository: branch `main` with two commits, and a tag, `v1` and `v2`, on each.
 
     Nothing of the caller's git is used but the program: no configuration, no hooks, no `GIT_*` variables. The
@@ -53,7 +53,7 @@ def make_repository(path: Path) -> Path:
     git = shutil.which("git")
     if git is None:
         raise IsohubError("The demo needs the git program, and PATH has none: install git and try again.")
-    path = path.absolute()
+    path = Path(path).absolute()
     path.mkdir(parents=True, exist_ok=True)
     if any(path.iterdir()):
         raise FileExistsError(f"The demo's repository needs an empty folder, and {path} is not empty.")

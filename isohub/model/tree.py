@@ -83,6 +83,7 @@ class Tree:
             mirror = kind(self, path, node)
             self._mirrors[path] = mirror
         mirror.__dict__["_isohub_node"] = node
+        mirror.__dict__["_version"] = node.version
         mirror.__dict__["training"] = node.training
         return mirror
 
@@ -97,6 +98,7 @@ class _Update:
         self._made: dict[int, IsolatedModule | None] = {}
         self._parameters: dict[int, nn.Parameter] = {}  # tied ones are one object here as there
         self._paths: dict[int, str] = {}
+        self._kept: list[dict[str, nn.Module | None]] = []
 
     def root(self) -> IsolatedModule:
         """Visit everything from the root on."""
@@ -119,6 +121,8 @@ class _Update:
         node = self._nodes[index]
         mirror = self._tree._get(path, node)
         self._set_tensors(mirror, node)
+        # The parts that stay are known by nobody else here, and would be made anew if they died now.
+        self._kept.append(dict(mirror._modules))
         mirror._modules.clear()
         for name, child in node.children:
             below = f"{path}.{name}" if path else name

@@ -86,6 +86,7 @@ class ModuleNode(Struct, array_like=True, frozen=True, gc=False):
         buffers: (name, place or -1, persistent), in order of registration.
         children: (name, place in `ModuleSpec.nodes`, or -1 for None), in order of registration.
         protocols: What can be done with it, of `values.PROTOCOLS`.
+        version: The version of its state dict's format, which goes into the metadata of one.
     """
 
     type_name: str
@@ -96,6 +97,7 @@ class ModuleNode(Struct, array_like=True, frozen=True, gc=False):
     buffers: list[tuple[str, int, bool]]
     children: list[tuple[str, int]]
     protocols: list[str]
+    version: int = 1
 
 
 class ModuleSpec(Struct, array_like=True, frozen=True, gc=False):

@@ -116,6 +116,7 @@ def _visit(module: torch.nn.Module, path: str, found: dict[int, tuple[str, torch
 
 def _node(packer: Packer, module: torch.nn.Module, children: list[tuple[str, int]]) -> ModuleNode:
     transient = getattr(module, "_non_persistent_buffers_set", ())
+    version = getattr(module, "_version", 1)
     own_repr = type(module).__repr__ is not torch.nn.Module.__repr__
     try:
         text = repr(module) if own_repr else module.extra_repr()
@@ -130,6 +131,7 @@ def _node(packer: Packer, module: torch.nn.Module, children: list[tuple[str, int
         buffers=[(name, _tensor(packer, value), name not in transient) for name, value in module._buffers.items()],
         children=children,
         protocols=[name for name in protocols(module) if name not in ("call", "eq")],
+        version=version if type(version) is int else 1,
     )
 
 

@@ -19,10 +19,16 @@ _BY_METHOD = {
 def protocols(value: object) -> list[str]:
     """Return what can be done with `value` by its type, in the words of `wire.values.PROTOCOLS`."""
     kind = type(value)
-    found = [name for method, name in _BY_METHOD.items() if getattr(kind, method, None) is not None]
+    found = [name for method, name in _BY_METHOD.items() if _defines(kind, method)]
     if kind.__eq__ is not object.__eq__:
         found.append("eq")
     return found
+
+
+def _defines(kind: type, method: str) -> bool:
+    # Not by getattr, which would find `__call__` on every class: that of its metaclass.
+    base = next((base for base in kind.__mro__ if method in vars(base)), None)
+    return base is not None and vars(base)[method] is not None
 
 
 class Objects:
@@ -79,8 +85,9 @@ class Objects:
         self._places = {key: place for key, place in self._places.items() if place[0] != handle}
 
     def place(self, root: int, path: str, module: torch.nn.Module) -> None:
-        """Remember where in a tree that the parent has a sub-module is found."""
-        self._places[id(module)] = (root, path)
+        """Remember where in a tree that the parent has a sub-module is found; its first place stays."""
+        if self.find(module) is None:
+            self._places[id(module)] = (root, path)
 
     def find(self, module: torch.nn.Module) -> tuple[int, str] | None:
         """Return where the parent finds `module`, if it has it."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+import pickle
 import sys
 import tempfile
 import time
 
-import cloudpickle
 import torch
 
 from isohub.wire.messages import Prepare
@@ -41,5 +41,5 @@ def prepare(message: Prepare) -> Hubconf:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     if message.setup is not None:
-        cloudpickle.loads(message.setup)()
+        pickle.loads(message.setup)()
     return Hubconf(message.root)
