@@ -43,14 +43,20 @@ class Arena:
         """Return the segment of that number."""
         return self._segments[number]
 
-    def allocate(self, nbytes: int) -> Block:
-        """Return a free block of `nbytes` bytes."""
-        size = max(-(-nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES, ALIGNMENT_BYTES)
-        found = self._take(size)
-        if found is None:
-            segment = self._grow(max(size, MIN_SEGMENT_BYTES))
+    def reserve(self, sizes: list[int]) -> None:
+        """Make sure that blocks of these sizes, in bytes, can be allocated; at most one segment is added."""
+        total = sum(map(_padded, sizes))
+        if total > max((length for free in self._free.values() for _, length in free), default=0):
+            segment = self._grow(max(total, MIN_SEGMENT_BYTES))
             self._segments[segment.number] = segment
             self._free[segment.number] = [(0, segment.nbytes)]
+
+    def allocate(self, nbytes: int) -> Block:
+        """Return a free block of `nbytes` bytes."""
+        size = _padded(nbytes)
+        found = self._take(size)
+        if found is None:
+            self.reserve([nbytes])
             found = self._take(size)
             assert found is not None, "a segment smaller than what was asked for"
         self._used[found] = size
@@ -82,3 +88,7 @@ class Arena:
                         free[place] = (offset + size, length - size)
                     return number, offset
         return None
+
+
+def _padded(nbytes: int) -> int:
+    return max(-(-nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES, ALIGNMENT_BYTES)

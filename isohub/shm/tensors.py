@@ -178,51 +178,57 @@ class TensorWriter:
                 specs[index] = _spec(tensor, META if tensor.device.type == "meta" else NOWHERE, 0)
                 continue
             shared.setdefault(tensor.untyped_storage().data_ptr(), []).append(index)
-        copied: list[Block] = []
-        try:
-            for address, members in shared.items():
-                storage = self._tensors[members[0]].untyped_storage()
-                block = self._residents.find(address, storage.nbytes()) if self._residents else None
-                if block is not None:
-                    for index in members:
-                        tensor = self._tensors[index]
-                        specs[index] = _spec(tensor, len(blocks), int(tensor.storage_offset()) * tensor.itemsize)
-                    blocks.append(block)
-                else:
-                    self._copy(address, members, blocks, specs, copied)
-        except BaseException:
-            for block in copied:
-                self._arena.release(block.segment, block.offset)
-            raise
+        pieces: list[_Piece] = []
+        for address, members in shared.items():
+            storage = self._tensors[members[0]].untyped_storage()
+            block = self._residents.find(address, storage.nbytes()) if self._residents else None
+            if block is None:
+                pieces += _pieces(address, [(*_span(self._tensors[index]), index) for index in members])
+                continue
+            for index in members:
+                tensor = self._tensors[index]
+                specs[index] = _spec(tensor, len(blocks), int(tensor.storage_offset()) * tensor.itemsize)
+            blocks.append(block)
+        self._copy(pieces, blocks, specs)
         return blocks, specs  # type: ignore[return-value]
 
-    def _copy(
-        self,
-        address: int,
-        members: list[int],
-        blocks: list[Block],
-        specs: list[TensorSpec | None],
-        copied: list[Block],
-    ) -> None:
-        """Copy what the tensors of one storage span; tensors that overlap stay views of one storage."""
-        spans = sorted((*_span(self._tensors[index]), index) for index in members)
-        place = 0
-        while place < len(spans):
-            start, end, _ = spans[place]
-            last = place
-            while last + 1 < len(spans) and spans[last + 1][0] < end:
-                last += 1
-                end = max(end, spans[last][1])
-            # So that elements of every size stay aligned as they were.
-            start -= start % ALIGNMENT_BYTES
-            block = self._arena.allocate(end - start)
-            copied.append(block)
-            segment = self._arena.segment(block.segment)
-            _memcpy(segment.address + block.offset, address + start, end - start)
-            for begin, _, index in spans[place : last + 1]:
-                specs[index] = _spec(self._tensors[index], len(blocks), begin - start)
+    def _copy(self, pieces: list[_Piece], blocks: list[Block], specs: list[TensorSpec | None]) -> None:
+        # At once, so that a payload needs one new segment at most, and a frame few descriptors.
+        self._arena.reserve([nbytes for _, nbytes, _ in pieces])
+        for address, nbytes, tensors in pieces:
+            block = self._arena.allocate(nbytes)
+            _memcpy(self._arena.segment(block.segment).address + block.offset, address, nbytes)
+            for offset, index in tensors:
+                specs[index] = _spec(self._tensors[index], len(blocks), offset)
             blocks.append(block)
-            place = last + 1
+
+
+# Bytes to copy: their address, how many, and the tensors that lie there, each as (offset, index).
+_Piece = tuple[int, int, list[tuple[int, int]]]
+
+
+def _pieces(address: int, spans: list[tuple[int, int, int]]) -> list[_Piece]:
+    """Return what to copy of the storage at `address`.
+
+    Only what tensors span is copied; those that overlap stay views of one storage.
+
+    Args:
+        address: Where the storage begins.
+        spans: First byte, end, and index of each tensor.
+    """
+    pieces: list[_Piece] = []
+    end = -1
+    for begin, stop, index in sorted(spans):
+        if begin >= end:
+            # So that elements of every size stay aligned as they were.
+            start = begin - begin % ALIGNMENT_BYTES
+            pieces.append((address + start, 0, []))
+            end = stop
+        end = max(end, stop)
+        where, _, tensors = pieces[-1]
+        tensors.append((address + begin - where, index))
+        pieces[-1] = (where, address + end - where, tensors)
+    return pieces
 
 
 class TensorReader:

@@ -163,5 +163,5 @@ class Registry:
 
 
 def _settings(isolation: Isolation) -> tuple[object, ...]:
-    """Return what makes two workers of one checkout differ. Deadlines belong to calls, not to processes."""
+    """Return what makes two workers of one checkout differ. A worker has one deadline for all its calls."""
     return (isolation.setup, tuple(sorted(isolation.env.items(), key=str)), isolation.threads, isolation.timeout_s)

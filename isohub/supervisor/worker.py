@@ -61,7 +61,8 @@ __all__ = ["Worker"]
 CLOSE_GRACE_S = 5.0
 # How long to wait for the exit status of a worker that has hung up; the forkserver reaps it at once.
 _STATUS_S = 2.0
-_TAIL_LINES = 20
+# The traceback of a crash in native code has some 20 frames below the repository's own.
+_TAIL_LINES = 30
 
 
 class Worker:
@@ -363,7 +364,8 @@ class Worker:
             self._channel.close()
         self._process.close()
         self.border.close()
-        return self._end
+        # A copy: what is raised has the frames of the call with it, and these the model and its arguments.
+        return endings.again(self._end)
 
     def _release(self) -> None:
         # If somebody has the lock, their request or the next one carries the releases.

@@ -1,0 +1,35 @@
+"""The public API as a user's type checker sees it. Never run: mypy reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from typing_extensions import assert_type
+
+import isohub
+
+model = isohub.load("owner/name:ref", "entry", 1, source="github", key="value")
+assert_type(model, Any)
+isohub.load(Path("folder"), "entry", isolate=isohub.Isolation(threads=1, timeout_s=30, env={"A": "b", "C": None}))
+isohub.load("folder", "entry", source="local", isolate=False, returns="state_dict")
+
+assert_type(isohub.list("owner/name"), list[str])
+assert_type(isohub.help("owner/name", "entry"), "str | None")
+assert_type(isohub.workers(), list[isohub.Worker])
+assert_type(isohub.workers()[0].pid, int)
+
+with isohub.Repo("git+file:///srv/models.git@v1") as repo:
+    assert_type(repo, isohub.Repo)
+    assert_type(repo.list(), list[str])
+    assert_type(repo.commit, "str | None")
+    assert_type(repo.load("entry", source="the entrypoint's own"), Any)
+
+try:
+    isohub.shutdown()
+except isohub.errors.BrokenWorkerError as error:
+    assert_type(error.exit_code, "int | None")
+    assert_type(error.stderr_tail, tuple[str, ...])
+
+isohub.load(3, "entry")  # type: ignore[arg-type]
+isohub.Isolation("positional")  # type: ignore[call-arg, arg-type]
