@@ -168,18 +168,32 @@ class IsolatedModule(nn.Module):
         if name in registered and registered[name] is value:
             return  # the end of `model.weight -= step`, which wrote in place
         if name in registered or isinstance(value, nn.Module | nn.Parameter):
-            raise LocalProtocolError(
-                f"{name} = ...: replacing the modules, parameters and buffers of an isolated module is not there "
-                "yet. Write into the tensor in place (.data.copy_(...), load_state_dict), wrap the module, or "
-                "use isolate=False"
-            )
+            raise _unreplaced(name)
         ask(self, "setattr", value, name=name)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:  # noqa: ARG002 - torch's signature
+        """Not there yet.
+
+        Raises:
+            LocalProtocolError: Always; it would part the module here from that of the worker.
+        """
+        raise _unreplaced(name)
+
+    def register_buffer(self, name: str, tensor: torch.Tensor | None, persistent: bool = True) -> None:  # noqa: ARG002 - torch's signature
+        """Not there yet; see `register_parameter`."""
+        raise _unreplaced(name)
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:  # noqa: ARG002 - torch's signature
+        """Not there yet; see `register_parameter`."""
+        raise _unreplaced(name)
+
+    register_module = add_module
 
     def __delattr__(self, name: str) -> None:
         if name in self.__dict__:
             object.__delattr__(self, name)
         elif name in self._parameters or name in self._buffers or name in self._modules:
-            raise LocalProtocolError(f"del {name}: taking parts out of an isolated module is not there yet")
+            raise _unreplaced(name)
         else:
             ask(self, "delattr", name=name)
 
@@ -212,6 +226,14 @@ class IsolatedModule(nn.Module):
             f"an isolated module ({self._isohub_tree.describe()}) cannot be copied or pickled yet, since it lives in "
             "a worker: load it again and use load_state_dict(model.state_dict())"
         )
+
+
+def _unreplaced(name: str) -> LocalProtocolError:
+    return LocalProtocolError(
+        f"{name}: adding, replacing and removing modules, parameters and buffers of an isolated module is not there "
+        "yet. Write into the tensor in place (.copy_(...), load_state_dict), wrap the module, or use isolate=False",
+        where=name,
+    )
 
 
 def check_modes(value: object, count: int) -> list[bool]:

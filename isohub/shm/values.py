@@ -22,7 +22,7 @@ from isohub.wire.values import Items, Scalar, TensorAt, Value
 
 __all__ = ["Packer", "Unpacker"]
 
-# NumPy types that cross: plain numbers, dates and fixed-width texts; never objects or structures.
+# NumPy types that cross as memory: plain numbers, dates and fixed-width texts; never objects or structures.
 _NUMPY_TYPE = re.compile(r"[<>|=]?([?biufcmMSU]\d+)(\[\d*\w+\])?")
 _LAYOUTS = {str(value): value for value in vars(torch).values() if isinstance(value, torch.layout)}
 _FORMATS = {str(value): value for value in vars(torch).values() if isinstance(value, torch.memory_format)}
@@ -90,16 +90,19 @@ class Packer:
         if type(value) in (bytes, bytearray):
             return self.bytes(value, "bytes" if type(value) is bytes else "bytearray")
         if type(value).__module__ in ("numpy", "numpy.dtypes"):
-            said = self._numpy(value)
+            said = self._numpy(value, where)
             if said is not None:
                 return said
         return self._other(self, value, where)
 
-    def _numpy(self, value: Any) -> Value | None:
+    def _numpy(self, value: Any, where: Where) -> Value | None:
         import numpy as np
 
         if isinstance(value, np.dtype):
             return Scalar("npdtype", value.str) if _NUMPY_TYPE.fullmatch(value.str) else None
+        if type(value) is np.ndarray and value.dtype.kind == "O":
+            members = [self.say(item, (where, ".flat[{}]", i)) for i, item in enumerate(value.reshape(-1).tolist())]
+            return Items("objects", [Items("size", list(value.shape)), *members])
         scalar = isinstance(value, np.generic)
         if not (scalar or type(value) is np.ndarray) or not _NUMPY_TYPE.fullmatch(value.dtype.str):
             return None
@@ -148,6 +151,8 @@ class Unpacker:
             if not all(type(item) is int for item in value.items):
                 raise RemoteProtocolError("a size that is not of ints")
             return torch.Size(value.items)  # type: ignore[arg-type]
+        if isinstance(value, tuple) and isinstance(value[0], Items):
+            return _objects(value[1])
         return self._handle(self, value)
 
     def _tensor(self, value: TensorAt) -> Any:
@@ -209,3 +214,15 @@ def _array(raw: torch.Tensor, value: TensorAt) -> Any:
     except ValueError as error:
         raise RemoteProtocolError(f"an array of {value.detail[:80]!r}: {error}") from None
     return array[()] if value.kind == "npscalar" else array
+
+
+def _objects(members: list[Any]) -> Any:
+    import numpy as np
+
+    if not members or not isinstance(members[0], torch.Size) or members[0].numel() != len(members) - 1:
+        raise RemoteProtocolError("an array of objects that does not have its shape")
+    array: Any = np.empty(tuple(members[0]), dtype=object)
+    flat = array.reshape(-1)
+    for index, member in enumerate(members[1:]):
+        flat[index] = member  # one by one: NumPy would take a list of lists for more dimensions
+    return array

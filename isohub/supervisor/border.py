@@ -13,7 +13,7 @@ from isohub.shm.segment import Segment, create_memfd
 from isohub.shm.tensors import Residents, TensorReader, Watch, why_not
 from isohub.shm.values import Packer, Unpacker
 from isohub.supervisor.arguments import pickle_argument
-from isohub.wire.messages import Granted, NeedSegment, Payload, Request
+from isohub.wire.messages import Granted, NeedSegment, Payload, Request, TorchState, Verb
 from isohub.wire.specs import Block, ModuleSpec
 from isohub.wire.tree import Where, shown
 from isohub.wire.values import Items, Pairs, Record, Ref, TensorAt, Value
@@ -117,18 +117,26 @@ class Border:
         finally:
             self.proxies.unpacked()
 
-    def pending(self) -> tuple[list[tuple[int, int]], list[int]]:
-        """Return the segments to send along with the next request, and their descriptors."""
-        return [(number, nbytes) for number, nbytes, _ in self._pending], [fd for *_, fd in self._pending]
+    def request(self, verb: Verb, payload: Payload, state: TorchState, fields: dict[str, Any]) -> Request:
+        """Return a request, with all that goes along: new segments, and what nobody here holds any more."""
+        return Request(
+            verb=verb,
+            payload=payload,
+            state=state,
+            freed=self._watch.take(),
+            released=self.proxies.released(),
+            segments=[(number, nbytes) for number, nbytes, _ in self._pending],
+            **fields,
+        )
+
+    def descriptors(self) -> list[int]:
+        """Return the descriptors of the new segments, in the order of `Request.segments`."""
+        return [fd for *_, fd in self._pending]
 
     def sent(self) -> None:
-        """Close the descriptors that `pending` gave; the worker has its own now."""
+        """Close the descriptors of new segments; the worker has its own now."""
         while self._pending:
             os.close(self._pending.pop()[2])
-
-    def freed(self) -> list[tuple[int, int]]:
-        """Return the blocks of results of which nothing is alive here any more."""
-        return self._watch.take()
 
     def settle(self, freed: list[tuple[int, int]], dropped: list[int]) -> None:
         """Take in what an answer gives back.

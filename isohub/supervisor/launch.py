@@ -120,6 +120,13 @@ class Process:
     err: int
     _popen: _Popen
 
+    @property
+    def ended(self) -> bool:
+        """Whether the process has ended, whoever knows how."""
+        poll = select.poll()  # select() takes no descriptor above 1023
+        poll.register(self.pidfd, select.POLLIN)
+        return bool(poll.poll(0))
+
     def exit_status(self, timeout_s: float) -> int | None:
         """Return its exit code, or the negative number of the signal that ended it.
 

@@ -35,6 +35,10 @@ class Generator:
             rng,
         )
 
+    def unsend(self) -> None:
+        """Know that the modes last returned did not go to the worker."""
+        self._known = None
+
     def answered(self, rng: bytes | None) -> None:
         """Take over the state to which the worker moved.
 

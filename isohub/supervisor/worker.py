@@ -48,6 +48,7 @@ from isohub.wire.messages import (
     FromWorker,
     Hello,
     NeedSegment,
+    Payload,
     Prepare,
     Raised,
     Request,
@@ -188,26 +189,9 @@ class Worker:
         with self._lock:
             self.check()
             assert self._channel is not None
-            payload = self.border.pack(args, kwargs or {})
             timeout_s = self.isolation.timeout_s
             deadline = None if timeout_s is None else time.monotonic() + timeout_s
-            segments, descriptors = self.border.pending()
-            request = Request(
-                verb=verb,
-                payload=payload,
-                state=self._generator.current(),
-                freed=self.border.freed(),
-                released=self.border.proxies.released(),
-                segments=segments,
-                **fields,
-            )
-            message = codec.encode(request)
-            if len(message) > MAX_MESSAGE_BYTES:
-                self.border.unsend(request)
-                raise LocalProtocolError(
-                    f"arguments of {len(message)} bytes are over the limit of {MAX_MESSAGE_BYTES} for one message: "
-                    "pass large data as tensors, arrays or bytes, which go through shared memory"
-                )
+            message, descriptors = self._say(verb, self.border.pack(args, kwargs or {}), fields)
             self._state = after(self._state, Event.REQUEST)
             self._mute(muted)
             with self._guarded(timeout_s):
@@ -232,7 +216,7 @@ class Worker:
         if process is None or process.pidfd < 0 or not self._lock.acquire(blocking=False):
             return  # whoever has the lock will notice
         try:
-            if self._state is State.IDLE and _readable(process.pidfd):
+            if self._state is State.IDLE and process.ended:
                 self._finish(Event.DEATH, None)
         finally:
             self._lock.release()
@@ -300,6 +284,19 @@ class Worker:
         if self._process is not None:
             self._process.forget()
 
+    def _say(self, verb: Verb, payload: Payload, fields: dict[str, Any]) -> tuple[bytes, list[int]]:
+        """Return a request as bytes, and the descriptors that go with it."""
+        request = self.border.request(verb, payload, self._generator.current(), fields)
+        message = codec.encode(request)
+        if len(message) > MAX_MESSAGE_BYTES:
+            self.border.unsend(request)
+            self._generator.unsend()
+            raise LocalProtocolError(
+                f"arguments of {len(message)} bytes are over the limit of {MAX_MESSAGE_BYTES} for one message: pass "
+                "large data as tensors, arrays or bytes, which go through shared memory"
+            )
+        return message, self.border.descriptors()
+
     def _greet(self, deadline: float) -> None:
         hello = self._receive(deadline)
         if not isinstance(hello, Hello) or hello.protocol != PROTOCOL_VERSION:
@@ -353,7 +350,7 @@ class Worker:
         if error is not None:
             self.kill()
         status = self._process.exit_status(_STATUS_S)
-        if status is None and not _readable(self._process.pidfd):
+        if status is None and not self._process.ended:
             # It closed its end of the channel and lives on; nobody can talk to it any more.
             self.kill()
             error = error or endings.hung_up(self._who, self._tail())
@@ -394,9 +391,3 @@ class Worker:
     def _mute(self, muted: bool) -> None:
         for output in self._outputs:
             output.muted = muted
-
-
-def _readable(fd: int) -> bool:
-    poll = select.poll()  # select() takes no descriptor above 1023
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(0))

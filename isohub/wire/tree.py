@@ -100,8 +100,9 @@ def unpack(value: Value, leaf: Callable[[Any], Any], depth: int = 0) -> Any:
 
     Args:
         value: A value as it was decoded.
-        leaf: Called with every `TensorAt`, `Ref`, and the `Scalar` and `Record` kinds that need more
-            than the standard library; returns what they stand for.
+        leaf: Called with every `TensorAt`, `Ref`, and the kinds of `Scalar` and `Items` that need more than
+            the standard library, and with a `Record` or an array of objects and its members, made; returns
+            what they stand for.
         depth: How deep it is nested.
 
     Raises:
@@ -114,6 +115,8 @@ def unpack(value: Value, leaf: Callable[[Any], Any], depth: int = 0) -> Any:
     try:
         if isinstance(value, Items):
             members = [unpack(item, leaf, depth + 1) for item in value.items]
+            if value.kind == "objects":
+                return leaf((value, members))
             return _FROM_ITEMS[value.kind](members) if value.kind in _FROM_ITEMS else leaf(value)
         if isinstance(value, Pairs):
             keys = [unpack(key, leaf, depth + 1) for key in value.keys]

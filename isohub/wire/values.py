@@ -17,11 +17,12 @@ class Items(Struct, array_like=True, tag="i", frozen=True, gc=False):
     """A sequence or set.
 
     Attributes:
-        kind: Which; a `slice` or a `range` has its three numbers as items.
+        kind: Which; a `slice` or a `range` has its three numbers as items, and `objects`, a NumPy array of
+            Python objects, its shape before them.
         items: The members, in order.
     """
 
-    kind: Literal["list", "tuple", "set", "frozenset", "size", "slice", "range"]
+    kind: Literal["list", "tuple", "set", "frozenset", "size", "slice", "range", "objects"]
     items: list[Value]
 
 

@@ -11,6 +11,7 @@ import time
 import torch
 
 from isohub.wire.messages import Prepare
+from isohub.worker import bytecode
 from isohub.worker.hubconf import Hubconf
 
 __all__ = ["prepare"]
@@ -28,14 +29,10 @@ def prepare(message: Prepare) -> Hubconf:
     tempfile.tempdir = None  # computed from the environment once, and kept across the fork
     os.chdir(message.cwd)
     sys.argv[:] = message.argv
+    # A working tree has no folder for it: neither stale bytecode (an edit of equal size within one second
+    # looks unchanged) nor new files in the user's folder.
+    bytecode.keep_apart(message.root, message.pycache)
     sys.path[:0] = message.sys_path
-    if message.pycache is None:
-        # A working tree: neither stale bytecode (an edit of equal size within one second looks
-        # unchanged) nor new files in the user's folder.
-        sys.dont_write_bytecode = True
-        sys.pycache_prefix = f"{message.cwd}/.no-pycache"
-    else:
-        sys.pycache_prefix = message.pycache
     torch.hub.set_dir(message.hub_dir)
     torch.set_num_threads(message.threads)
     for stream in (sys.stdout, sys.stderr):

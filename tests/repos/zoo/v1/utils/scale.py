@@ -1,0 +1,2 @@
+def rescale(x):
+    return x * 2 - 1
