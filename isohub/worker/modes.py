@@ -6,8 +6,7 @@ switched (a default dtype at import, gradients off for good) goes on holding in 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 
 import torch
 
@@ -17,6 +16,9 @@ from isohub.wire.messages import TorchState
 __all__ = ["Modes"]
 
 
+_ORDINARY = nullcontext()
+
+
 class Modes:
     """The modes of this worker, and the state of its default generator as the parent knows it."""
 
@@ -24,29 +26,26 @@ class Modes:
         self._parents_dtype = "float32"
         self._known: bytes | None = None
 
-    @contextmanager
-    def of(self, state: TorchState | None) -> Iterator[None]:
-        """Run the body in the parent's modes."""
+    def of(self, state: TorchState | None) -> AbstractContextManager[object]:
+        """Take on the parent's modes; return a context that holds those which end with the request."""
         if state is None:
-            yield
-            return
+            return _ORDINARY
         if state.default_dtype != self._parents_dtype:
             torch.set_default_dtype(dtype_named(state.default_dtype))
             self._parents_dtype = state.default_dtype
         if state.rng is not None:
             torch.set_rng_state(torch.frombuffer(bytearray(state.rng), dtype=torch.uint8))
             self._known = state.rng
-        if state.grad and not state.inference and state.autocast is None:
-            yield
-            return
-        with ExitStack() as stack:
-            if state.inference:
-                stack.enter_context(torch.inference_mode())
-            elif not state.grad:
-                stack.enter_context(torch.no_grad())
-            if state.autocast is not None:
-                stack.enter_context(torch.autocast("cpu", dtype=dtype_named(state.autocast)))
-            yield
+        if not state.inference and state.autocast is None:
+            return _ORDINARY if state.grad else torch.no_grad()
+        stack = ExitStack()
+        if state.inference:
+            stack.enter_context(torch.inference_mode())
+        elif not state.grad:
+            stack.enter_context(torch.no_grad())
+        if state.autocast is not None:
+            stack.enter_context(torch.autocast("cpu", dtype=dtype_named(state.autocast)))
+        return stack
 
     def moved(self) -> bytes | None:
         """Return the generator's state if the parent does not know it; else None."""
