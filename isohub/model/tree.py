@@ -146,7 +146,8 @@ class _Update:
         if index not in self._parameters:
             wants_gradient = self._tensors.spec(index).requires_grad
             tensor = self._tensors[index]
-            if before is None:
+            # A lazy parameter stood here without memory, and torch cannot give it any.
+            if before is None or before.device != tensor.device:
                 before = nn.Parameter(tensor, requires_grad=wants_gradient)
             else:
                 # Optimizers know a parameter by its identity, so the object stays and looks elsewhere.

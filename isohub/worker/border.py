@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from isohub.shm.arena import Arena
 from isohub.shm.segment import Segment
-from isohub.shm.tensors import Residents, TensorReader, Watch
+from isohub.shm.tensors import Residents, TensorReader, Watch, why_not
 from isohub.shm.values import Packer, Unpacker
 from isohub.wire.messages import Granted, Payload, Request
 from isohub.wire.specs import Block
@@ -70,8 +70,13 @@ class Border:
         reader = TensorReader(payload.blocks, payload.tensors, self._segment, self._watched)
         return Unpacker(payload, reader, self._handle).unpack()
 
-    def pack(self, value: object, *, moving: bool = False) -> Payload:
-        """Say a result; with `moving`, its tensors move into shared memory for good.
+    def pack(self, value: object, *, moving: bool = False, only_forward: bool = False) -> Payload:
+        """Say a result, and what has changed in module trees that the parent has.
+
+        Args:
+            value: The result.
+            moving: Whether its tensors move into shared memory for good.
+            only_forward: Whether nothing else than the forward of a module has run; see `Trees.changed`.
 
         Raises:
             LocalProtocolError: It cannot be said.
@@ -81,10 +86,18 @@ class Border:
             return export.say_other(packer, value, where, self.objects)
 
         packer = Packer(self._arena, self._residents, other, self._move, moving=moving)
-        return packer.pack(value, "result")
+        changed = self.objects.trees.changed(None if only_forward else self._is_astray)
+        try:
+            for handle in changed:
+                packer.modules.append(export.describe(packer, self.objects.get(handle), handle, self.objects))
+            return packer.pack(value, "result")
+        except BaseException:
+            self.objects.trees.untold(changed)
+            raise
 
     def unsend(self, payload: Payload) -> None:
         """Free the blocks of a result that is not sent after all."""
+        self.objects.trees.untold(spec.handle for spec in payload.modules)
         for block in payload.blocks:
             if self._residents.get(block.segment) is None:
                 self._arena.release(block.segment, block.offset)
@@ -99,6 +112,13 @@ class Border:
     def method(self, handle: int, path: str, name: str) -> Payload:
         """Say a bound method of an object that the parent has a handle of."""
         return Payload(Ref("method", handle, path, name))
+
+    def _is_astray(self, tensor: Any) -> bool:
+        """Return whether a tensor could lie in shared memory and does not."""
+        if why_not(tensor) is not None or tensor.device.type != "cpu" or not tensor.numel():
+            return False
+        storage = tensor.untyped_storage()
+        return self._residents.find(storage.data_ptr(), storage.nbytes()) is None
 
     def _move(self, tensors: Any) -> None:
         weights.move(tensors, self._residents, lambda n: self._new_segment(n, "weights"), self._watched)

@@ -38,7 +38,8 @@ class Executor:
             return special(request)  # type: ignore[no-any-return]
         target = self._target(request)
         args, kwargs = self._border.unpack(request.payload)
-        return self._border.pack(_OPERATIONS[request.verb](target, *args, **kwargs))
+        result = _OPERATIONS[request.verb](target, *args, **kwargs)
+        return self._border.pack(result, only_forward=isinstance(target, torch.nn.Module))
 
     def _target(self, request: Request) -> Any:
         return self._border.objects.get(request.handle, request.path)
@@ -72,11 +73,11 @@ class Executor:
     def _setattr(self, request: Request) -> Payload:
         ((value,), _) = self._border.unpack(request.payload)
         setattr(self._target(request), request.name, value)
-        return Payload()
+        return self._border.pack(None)
 
     def _delattr(self, request: Request) -> Payload:
         delattr(self._target(request), request.name)
-        return Payload()
+        return self._border.pack(None)
 
     def _apply(self, request: Request) -> Payload:
         """Change a module by one of its own methods, and describe its tree as it is then."""
@@ -88,8 +89,9 @@ class Executor:
         """Switch the mode of a module, and tell that of every module of the tree, in order."""
         ((mode,), _) = self._border.unpack(request.payload)
         self._target(request).train(mode)
-        root = self._border.objects.get(request.handle)
-        return self._border.pack([module.training for module in export.in_order(root)])
+        objects = self._border.objects
+        objects.trees.modes_told(request.handle)
+        return self._border.pack([module.training for module in export.in_order(objects.get(request.handle))])
 
     def _describe(self, request: Request) -> Payload:
         return self._border.describe(request.handle)

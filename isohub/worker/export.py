@@ -89,6 +89,7 @@ def describe(packer: Packer, root: torch.nn.Module, handle: int, objects: Object
         objects.place(handle, path, module)
         children = [(name, -1 if child is None else places[id(child)][0]) for name, child in module._modules.items()]
         nodes.append(_node(packer, module, children))
+    objects.trees.described(handle, [module for _, _, module in places.values()])
     return ModuleSpec(handle, nodes)
 
 

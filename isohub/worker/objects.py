@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from isohub.worker.trees import Trees
+
 if TYPE_CHECKING:
     import torch
 
@@ -45,6 +47,7 @@ class Objects:
         self._sent: dict[int, int] = {}
         # Sub-modules of the module trees that the parent has: id -> (handle of the root, path).
         self._places: dict[int, tuple[int, str]] = {}
+        self.trees = Trees()
 
     def __len__(self) -> int:
         return len(self._by_handle)
@@ -83,6 +86,7 @@ class Objects:
         value = self._by_handle.pop(handle)
         del self._by_id[id(value)]
         self._places = {key: place for key, place in self._places.items() if place[0] != handle}
+        self.trees.forget(handle)
 
     def place(self, root: int, path: str, module: torch.nn.Module) -> None:
         """Remember where in a tree that the parent has a sub-module is found; its first place stays."""
