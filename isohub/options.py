@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 __all__ = ["DEFAULT_START_TIMEOUT_S", "Isolation"]
 
@@ -64,6 +65,14 @@ class Isolation:
         _check_seconds("start_timeout_s", self.start_timeout_s)
         if not isinstance(self.dedicated, bool):
             raise TypeError(f"Isolation(dedicated=...) takes True or False, not {self.dedicated!r}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # A mapping proxy can be neither copied nor pickled.
+        return _isolation, ({**vars(self), "env": dict(self.env)},)
+
+
+def _isolation(settings: dict[str, Any]) -> Isolation:
+    return Isolation(**settings)
 
 
 def _check_variable(name: object, value: object) -> None:

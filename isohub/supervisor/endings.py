@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 from isohub.errors import (
     BrokenWorkerError,
+    ForeignProcessError,
     IsohubError,
     RemoteProtocolError,
     WorkerClosedError,
     WorkerTimeoutError,
 )
 
-__all__ = ["again", "broken", "closed", "hung_up", "interrupted", "lied", "overdue"]
+__all__ = ["again", "broken", "closed", "foreign", "hung_up", "interrupted", "lied", "overdue"]
 
 
 def broken(who: str, status: int | None, tail: tuple[str, ...]) -> BrokenWorkerError:
@@ -83,6 +85,15 @@ def closed(who: str) -> WorkerClosedError:
     """This program closed it."""
     return WorkerClosedError(
         f"worker {who} was closed. Its weights stay readable here; load again for a new worker", worker=who
+    )
+
+
+def foreign(who: str, owner_pid: int) -> ForeignProcessError:
+    """It has not ended, but it is not this process's to talk to."""
+    return ForeignProcessError(
+        f"worker {who} belongs to process {owner_pid}, and this is process {os.getpid()}: call isohub.load in the "
+        "process that uses the model",
+        worker=who,
     )
 
 

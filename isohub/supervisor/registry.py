@@ -18,10 +18,13 @@ from isohub.supervisor.arguments import pickle_function
 from isohub.supervisor.background import Background
 from isohub.supervisor.border import Proxies
 from isohub.supervisor.launch import ForkServer
-from isohub.supervisor.worker import Worker
+from isohub.supervisor.worker import CLOSE_GRACE_S, Worker
 from isohub.wire.messages import Prepare
 
 __all__ = ["Registry"]
+
+# At the end of the program: a call of a daemon thread may go on for ever, and nobody waits for its answer.
+EXIT_GRACE_S = 2.0
 
 
 @dataclass
@@ -110,13 +113,18 @@ class Registry:
                 with self._lock:
                     self._slots.pop(key, None)
 
-    def shutdown(self) -> None:
-        """End all workers, the forkserver and the thread. The next `worker` starts afresh."""
-        closing = [threading.Thread(target=worker.close) for worker in self.workers()]
-        for thread in closing:
-            thread.start()
-        for thread in closing:
-            thread.join()
+    def shutdown(self, timeout_s: float = CLOSE_GRACE_S) -> None:
+        """End all workers, the forkserver and the thread. The next `worker` starts afresh.
+
+        Args:
+            timeout_s: How long each worker may take for a call that is under way, and to end.
+        """
+        # First all are asked, then all are waited for. No threads: at exit Python 3.12 starts none.
+        closing = self.workers()
+        for worker in closing:
+            worker.begin_close()
+        for worker in closing:
+            worker.close(timeout_s)
         with self._lock:
             self._slots.clear()
             self._workers.clear()
@@ -151,7 +159,7 @@ class Registry:
         with self._lock:
             if not self._at_exit:
                 self._at_exit = True
-                atexit.register(self.shutdown)
+                atexit.register(self.shutdown, EXIT_GRACE_S)
 
     def _forked(self) -> None:
         for worker in self._workers:

@@ -25,7 +25,6 @@ from typing import Any
 
 from isohub.errors import (
     BrokenWorkerError,
-    ForeignProcessError,
     IsohubError,
     LocalProtocolError,
     RemoteProtocolError,
@@ -225,6 +224,18 @@ class Worker:
         """Tell the worker of handles that died here, unless a request is just going to."""
         self._background.soon(self._release)
 
+    def begin_close(self) -> None:
+        """Ask an idle worker to end, and do not wait for it; `close` does."""
+        if self._end is not None or not self._lock.acquire(blocking=False):
+            return
+        try:
+            if self._state is State.IDLE and self._channel is not None:
+                self._end = endings.closed(self._who)
+                with contextlib.suppress(PeerGoneError, DeadlineError):
+                    self._channel.send(codec.encode(Request(verb="close")), (), time.monotonic() + CLOSE_GRACE_S)
+        finally:
+            self._lock.release()
+
     def close(self, timeout_s: float = CLOSE_GRACE_S) -> None:
         """End the worker: ask first, and kill it if it takes longer than `timeout_s`. May be called again.
 
@@ -244,12 +255,10 @@ class Worker:
         try:
             if self._state in (State.CLOSED, State.BROKEN):
                 return  # by another thread, while this one waited for the lock
-            if self._state is State.IDLE and self._channel is not None:
-                with contextlib.suppress(PeerGoneError, DeadlineError, RemoteProtocolError):
-                    self._channel.send(codec.encode(Request(verb="close")), (), deadline)
-                    self._answer(deadline)
-                    assert self._process is not None
-                    self._process.exit_status(max(deadline - time.monotonic(), 0.0))
+            if self._state is State.IDLE:
+                self.begin_close()
+                assert self._process is not None
+                self._process.exit_status(max(deadline - time.monotonic(), 0.0))
             self._finish(Event.CLOSE, reason)
         finally:
             self._lock.release()
@@ -269,11 +278,7 @@ class Worker:
             WorkerClosedError: It was closed.
         """
         if os.getpid() != self._owner_pid:
-            raise ForeignProcessError(
-                f"worker {self.label} belongs to process {self._owner_pid}, and this is process {os.getpid()}: "
-                "call isohub.load in the process that uses the model",
-                worker=self.label,
-            )
+            raise endings.foreign(self._who, self._owner_pid)
         if self._end is not None:
             raise endings.again(self._end)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 from collections import Counter
@@ -32,9 +31,9 @@ def holdings() -> Holdings:
 
 def _descriptors() -> list[str]:
     found = []
-    for entry in os.listdir("/proc/self/fd"):
+    for entry in Path("/proc/self/fd").iterdir():
         try:
-            target = os.readlink(f"/proc/self/fd/{entry}")
+            target = str(entry.readlink())
         except OSError:
             continue  # the descriptor of the listing itself
         # The number of a pipe or socket is new each time; that there is one is what counts.

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
+import pickle
 from typing import Any
 
 import pytest
@@ -106,3 +108,11 @@ def test_equal_settings_are_equal():
     """Two objects with the same settings are the same settings."""
     assert Isolation(env={"A": "1"}, threads=2) == Isolation(env={"A": "1"}, threads=2)
     assert Isolation(env={"A": "1"}) != Isolation(env={"A": "2"})
+
+
+def test_isolation_can_be_copied_and_pickled():
+    """Settings travel with whoever holds them, to another process for example."""
+    isolation = Isolation(env={"A": "b"}, threads=2)
+
+    assert isolation == copy.deepcopy(isolation)
+    assert isolation == pickle.loads(pickle.dumps(isolation))
