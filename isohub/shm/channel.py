@@ -6,6 +6,7 @@ Whoever makes a `Channel` owns the socket; `close` closes it.
 from __future__ import annotations
 
 import array
+import contextlib
 import os
 import select
 import socket
@@ -21,6 +22,7 @@ __all__ = ["Channel", "DeadlineError", "PeerGoneError"]
 _RECEIVE_BYTES = 64 << 10
 # As plain ints: `&` of the enumeration members takes microseconds.
 _MSG_CTRUNC, _MSG_CMSG_CLOEXEC = int(socket.MSG_CTRUNC), int(socket.MSG_CMSG_CLOEXEC)
+_MSG_DONTWAIT = int(socket.MSG_DONTWAIT)
 _ANCILLARY_BYTES = socket.CMSG_SPACE(framing.MAX_DESCRIPTORS * array.array("i").itemsize)
 
 
@@ -42,12 +44,14 @@ class Channel:
     """
 
     def __init__(self, sock: socket.socket, *, accept_descriptors: bool = False) -> None:
-        sock.setblocking(False)
+        sock.setblocking(True)
         self._sock = sock
         self._accept = accept_descriptors
-        self._buffer = bytearray()
-        self._poll = select.poll()
-        self._poll.register(sock, select.POLLIN)
+        self._scratch = memoryview(bytearray(_RECEIVE_BYTES))
+        self._buffer = bytearray()  # the beginning of a frame that did not come whole
+        self._readable, self._writable = select.poll(), select.poll()
+        self._readable.register(sock, select.POLLIN)
+        self._writable.register(sock, select.POLLOUT)
         self._fds: list[int] = []
 
     def fileno(self) -> int:
@@ -74,19 +78,15 @@ class Channel:
             DeadlineError: The other end does not read.
         """
         header = framing.pack_header(len(message), len(descriptors))
-        left = memoryview(header + message if len(message) < _RECEIVE_BYTES else b"".join((header, message)))
+        left = memoryview(header + message)
         try:
             if descriptors:
-                self._wait(select.POLLOUT, deadline)
-                sent = socket.send_fds(self._sock, [left], list(descriptors))
-                left = left[sent:]
+                self._wait(self._writable, deadline)
+                left = left[socket.send_fds(self._sock, [left], list(descriptors)) :]
             while left:
-                try:
-                    sent = self._sock.send(left)
-                except BlockingIOError:
-                    self._wait(select.POLLOUT, deadline)
-                else:
-                    left = left[sent:]
+                self._wait(self._writable, deadline)
+                with contextlib.suppress(BlockingIOError):
+                    left = left[self._sock.send(left, 0 if deadline is None else _MSG_DONTWAIT) :]
         except (BrokenPipeError, ConnectionResetError):
             raise PeerGoneError from None
 
@@ -98,53 +98,58 @@ class Channel:
                 stretch it; None for no end.
 
         Returns:
-            The message and its descriptors, which are the caller's from now on.
+            The message, which is valid until the next call, and its descriptors, which are the caller's.
 
         Raises:
             PeerGoneError: The other end is closed.
             DeadlineError: No whole frame came in time.
             RemoteProtocolError: What came is no frame.
         """
+        if not self._buffer:
+            data = self._receive_some(deadline)
+            if len(data) >= framing.HEADER_BYTES:
+                nbytes, expected = framing.unpack_header(data)
+                if len(data) == framing.HEADER_BYTES + nbytes:  # as nearly always: one whole frame
+                    return data[framing.HEADER_BYTES :], self._take(expected)
+            self._buffer += data
         while len(self._buffer) < framing.HEADER_BYTES:
-            self._fill(deadline)
+            self._buffer += self._receive_some(deadline)
         nbytes, expected = framing.unpack_header(self._buffer)
         end = framing.HEADER_BYTES + nbytes
         while len(self._buffer) < end:
-            self._fill(deadline)
+            self._buffer += self._receive_some(deadline)
         message = memoryview(bytes(self._buffer[framing.HEADER_BYTES : end]))
         del self._buffer[:end]
-        if not self._accept:
-            expected = 0
-        if len(self._fds) < expected:
-            raise RemoteProtocolError(f"{len(self._fds)} descriptors came with a frame that names {expected}")
-        descriptors, self._fds = self._fds[:expected], self._fds[expected:]
-        return message, descriptors
+        return message, self._take(expected)
 
     def unread(self) -> bool:
         """Return whether bytes lie here that nobody asked for."""
         return bool(self._buffer)
 
-    def _fill(self, deadline: float | None) -> None:
-        """Append what the socket has to the buffer, waiting for it until the deadline."""
-        while True:
-            try:
-                data = self._receive_some()
-            except BlockingIOError:
-                self._wait(select.POLLIN, deadline)
-                continue
-            except ConnectionResetError:
-                raise PeerGoneError from None
-            if not data:
-                raise PeerGoneError
-            self._buffer += data
-            if deadline is not None and time.monotonic() > deadline:
-                raise DeadlineError
-            return
+    def _take(self, count: int) -> list[int]:
+        """Return the descriptors that came with a frame which names `count` of them."""
+        if not self._accept or not (count or self._fds):
+            return []
+        if len(self._fds) < count:
+            raise RemoteProtocolError(f"{len(self._fds)} descriptors came with a frame that names {count}")
+        taken, self._fds = self._fds[:count], self._fds[count:]
+        return taken
 
-    def _receive_some(self) -> bytes:
-        if not self._accept:
-            return self._sock.recv(_RECEIVE_BYTES)
-        data, ancillary, flags, _ = self._sock.recvmsg(_RECEIVE_BYTES, _ANCILLARY_BYTES, _MSG_CMSG_CLOEXEC)
+    def _receive_some(self, deadline: float | None) -> memoryview:
+        """Return what the socket has, waiting for it until the deadline; valid until the next call."""
+        self._wait(self._readable, deadline)
+        try:
+            count = self._receive_into() if self._accept else self._sock.recv_into(self._scratch)
+        except ConnectionResetError:
+            raise PeerGoneError from None
+        if not count:
+            raise PeerGoneError
+        if deadline is not None and time.monotonic() > deadline:
+            raise DeadlineError
+        return self._scratch[:count]
+
+    def _receive_into(self) -> int:
+        count, ancillary, flags, _ = self._sock.recvmsg_into([self._scratch], _ANCILLARY_BYTES, _MSG_CMSG_CLOEXEC)
         for level, kind, payload in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 numbers = array.array("i")
@@ -152,17 +157,13 @@ class Channel:
                 self._fds.extend(numbers)
         if flags & _MSG_CTRUNC:
             raise RemoteProtocolError("more descriptors than a frame may hold")
-        return data
+        return count
 
-    def _wait(self, event: int, deadline: float | None) -> None:
-        if event == select.POLLIN:
-            poll = self._poll
-        else:
-            poll = select.poll()
-            poll.register(self._sock, event)
+    @staticmethod
+    def _wait(ready: select.poll, deadline: float | None) -> None:
+        """Wait until the deadline; without one, the call that follows does the waiting."""
         if deadline is None:
-            poll.poll()
             return
         left_s = deadline - time.monotonic()
-        if left_s <= 0 or not poll.poll(left_s * 1e3 + 1):
+        if left_s <= 0 or not ready.poll(left_s * 1e3 + 1):
             raise DeadlineError

@@ -57,7 +57,7 @@ def why_not(tensor: torch.Tensor) -> str | None:
     """Return why `tensor` cannot lie in shared memory, or None if it can."""
     if tensor.layout is not torch.strided:
         return f"its layout is {tensor.layout}"
-    if tensor.device.type not in ("cpu", "meta"):
+    if not (tensor.is_cpu or tensor.is_meta):
         return f"it is on {tensor.device}; call .cpu() first"
     if tensor.dtype not in _NAMES:
         return f"its dtype is {tensor.dtype}"
@@ -174,8 +174,8 @@ class TensorWriter:
                 # Lazy bits of the view, which bytes alone do not carry.
                 self._tensors[index] = tensor.detach().resolve_conj().resolve_neg()
         for index, tensor in enumerate(self._tensors):
-            if tensor.device.type == "meta" or tensor.numel() == 0:
-                specs[index] = _spec(tensor, META if tensor.device.type == "meta" else NOWHERE, 0)
+            if tensor.is_meta or not tensor.numel():
+                specs[index] = _spec(tensor, META if tensor.is_meta else NOWHERE, 0)
                 continue
             shared.setdefault(tensor.untyped_storage().data_ptr(), []).append(index)
         pieces: list[_Piece] = []
@@ -240,6 +240,7 @@ class TensorReader:
         segment_of: Returns the segment of a number, or None where there is none.
         watch: Called with a block and the view that keeps it, for every block that somebody has to give
             back when the last tensor over it died.
+        checked: Whether to check the numbers. What the parent sent need not be.
 
     Raises:
         RemoteProtocolError: A number in them makes no sense.
@@ -251,10 +252,13 @@ class TensorReader:
         specs: list[TensorSpec],
         segment_of: Callable[[int], Segment | None],
         watch: Callable[[Block, memoryview], None],
+        *,
+        checked: bool = True,
     ) -> None:
         self._storages: list[torch.UntypedStorage | None] = []
-        for spec in specs:
-            check_spec(spec, blocks)
+        if checked:
+            for spec in specs:
+                check_spec(spec, blocks)
         for block in blocks:
             segment = segment_of(block.segment)
             if segment is None:

@@ -67,7 +67,7 @@ class Border:
 
     def unpack(self, payload: Payload) -> Any:
         """Return the value that the parent sent."""
-        reader = TensorReader(payload.blocks, payload.tensors, self._segment, self._watched)
+        reader = TensorReader(payload.blocks, payload.tensors, self._segment, self._watched, checked=False)
         return Unpacker(payload, reader, self._handle).unpack()
 
     def pack(self, value: object, *, moving: bool = False, only_forward: bool = False) -> Payload:

@@ -63,7 +63,9 @@ class _Tree:
         ]  # fmt: skip
         self._filled: list[dict[str, Any]] = [place for place in places if place]
         self._empty: list[dict[str, Any]] = [place for place in places if not place]
-        self._buffers = [(module._buffers, dict(module._buffers)) for module in modules if module._buffers]
+        self._buffers: list[tuple[dict[str, Any], dict[str, Any]]] = [
+            (module._buffers, dict(module._buffers)) for module in modules if module._buffers
+        ]
         self._then = self._now()
         self._is_lazy = any(isinstance(value, UninitializedTensorMixin) for value in self._then)
         self.modes = self.modes_now()
@@ -108,5 +110,5 @@ class _Tree:
         return True
 
 
-def _is_counter(tensor: torch.Tensor | None) -> bool:
-    return type(tensor) is torch.Tensor and tensor.dim() == 0 and not tensor.is_floating_point()
+def _is_counter(tensor: object) -> bool:
+    return isinstance(tensor, torch.Tensor) and tensor.dim() == 0 and not tensor.is_floating_point()
