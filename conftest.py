@@ -66,4 +66,3 @@ pytest_collect_file = Sybil(
     patterns=["README.md", "docs/**/*.md"],
     fixtures=["empty_folder"],
 ).pytest()
-

@@ -53,9 +53,7 @@ def main() -> None:
     report("call", {"sizes": result, "goal": f"600 kB: overhead at most {GOAL_US:.0f} us"})
 
 
-def measure(
-    isolated: torch.nn.Module, plain: torch.nn.Module, x: torch.Tensor, rounds: int
-) -> dict[str, object]:
+def measure(isolated: torch.nn.Module, plain: torch.nn.Module, x: torch.Tensor, rounds: int) -> dict[str, object]:
     floor, stop = floor_for(x)
     try:
         samples = interleave(

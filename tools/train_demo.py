@@ -71,9 +71,7 @@ def train(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, recipe: 
     generator = torch.Generator().manual_seed(1)
     batch_size = 64
     steps = recipe.epochs * (len(images) // batch_size)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=steps)
     model.train()
     for _ in range(recipe.epochs):
