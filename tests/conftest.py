@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.leaks import Holdings, holdings
+from tests.helpers.leaks import holdings
 from tests.helpers.repos import make_repo, url
 
 
@@ -39,16 +39,22 @@ def forkserver() -> int:
     """Process id of the forkserver, warm: everything that happens once has happened."""
     import torch
 
+    torch.rand(64, 64) @ torch.rand(64, 64)
+    pid = _forkserver_and_thread()
+    # What torch's import made stays; to look through all of it around each test takes longer than most tests.
+    gc.collect()
+    gc.freeze()
+    return pid
+
+
+def _forkserver_and_thread() -> int:
+    """Start what all workers share, if a test before has ended it."""
     from isohub import api
 
-    torch.rand(64, 64) @ torch.rand(64, 64)
     api._registry.warm_up()
     api._registry._background.watch()
     pid = api._registry.forkserver_pid
     assert pid is not None
-    # What torch's import made stays; to look through all of it around each test takes longer than most tests.
-    gc.collect()
-    gc.freeze()
     return pid
 
 
@@ -59,9 +65,9 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     A test that uses workers asks for the `forkserver` fixture (or one that does), which is then part of
     what was there before.
     """
-    before: Holdings | None = None
     if "forkserver" in request.fixturenames:
         request.getfixturevalue("forkserver")
+        _forkserver_and_thread()
     gc.collect()
     before = holdings()
     yield

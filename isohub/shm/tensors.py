@@ -63,7 +63,18 @@ def why_not(tensor: torch.Tensor) -> str | None:
         return f"its dtype is {tensor.dtype}"
     if tensor.is_nested:
         return "it is a nested tensor"
+    if tensor.is_cpu and tensor.numel() and not _has_memory(tensor):
+        return "it has no memory of its own"
     return None
+
+
+def _has_memory(tensor: torch.Tensor) -> bool:
+    """Return whether its elements are there: a fake tensor has none, and a storage may have been resized."""
+    try:
+        storage = tensor.untyped_storage()
+        return storage.data_ptr() != 0 and _span(tensor)[1] <= storage.nbytes()
+    except (RuntimeError, NotImplementedError):
+        return False
 
 
 def storage_over(view: memoryview) -> torch.UntypedStorage:

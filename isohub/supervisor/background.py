@@ -1,9 +1,8 @@
-"""One thread that reads the workers' output and returns handles that nobody holds any more."""
+"""One thread that reads the workers' output, and starts what the garbage collector must not do itself."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import selectors
 import threading
@@ -43,7 +42,10 @@ class Background:
                     self._selector.unregister(output.fd)
 
     def soon(self, task: Callable[[], None]) -> None:
-        """Run `task` in the thread. May be called inside the garbage collector: it takes no lock."""
+        """Run `task`, which must not wait, in the thread.
+
+        May be called inside the garbage collector: it takes no lock.
+        """
         self._tasks.append(task)
         self._wake()
 
@@ -90,10 +92,9 @@ class Background:
                     with contextlib.suppress(BlockingIOError):
                         os.read(wake_r, 4096)
                 elif not key.data.drain():
-                    with self._lock, contextlib.suppress(KeyError, ValueError):
-                        selector.unregister(key.fd)
+                    with self._lock:
+                        now = selector.get_map().get(key.fd)
+                        if now is not None and now.data is key.data:  # not another's of the same number
+                            selector.unregister(key.fd)
             while self._tasks:
-                try:
-                    self._tasks.popleft()()
-                except Exception:
-                    logging.getLogger("isohub.supervisor").exception("a background task failed")
+                self._tasks.popleft()()

@@ -221,7 +221,8 @@ class Border:
             return Record(record.kind, record.type_name, record.keys, said)
         if isinstance(value, torch.Tensor):
             reason = why_not(value)
-            if reason is not None and value.device.type != "cpu":
+            by_pickle = value.layout is not torch.strided or value.is_nested or value.is_quantized
+            if reason is not None and not (by_pickle and value.is_cpu):
                 raise LocalProtocolError(
                     f"{shown(where)}: this tensor cannot go to a worker: {reason}", where=shown(where)
                 )

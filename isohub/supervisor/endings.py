@@ -11,6 +11,7 @@ from isohub.errors import (
     IsohubError,
     RemoteProtocolError,
     WorkerClosedError,
+    WorkerError,
     WorkerTimeoutError,
 )
 
@@ -85,6 +86,15 @@ def closed(who: str) -> WorkerClosedError:
     """This program closed it."""
     return WorkerClosedError(
         f"worker {who} was closed. Its weights stay readable here; load again for a new worker", worker=who
+    )
+
+
+def reentered(who: str) -> WorkerError:
+    """It was asked something in the middle of an exchange of the same thread."""
+    return WorkerError(
+        f"worker {who} is in the middle of another call of this thread: a signal handler or a __del__ that runs "
+        "meanwhile cannot call it",
+        worker=who,
     )
 
 

@@ -28,11 +28,11 @@ import subprocess
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from multiprocess import forkserver as mp_forkserver
-from multiprocess import popen_forkserver, util
+from multiprocess import popen_forkserver
 from multiprocess.connection import wait as multiprocess_wait
 from multiprocess.context import reduction
 
@@ -72,21 +72,32 @@ class _Popen(popen_forkserver.Popen):  # type: ignore[misc]
 
     returncode: int | None
 
-    def __init__(self, server: ForkServer, program: _Program, fds: list[int], name: str) -> None:
-        self._server, self._worker_fds, self._name = server, fds, name
+    def __init__(self, server: ForkServer, program: _Program, fds: list[int], name: str, deadline: float) -> None:
+        self._server, self._worker_fds, self._name, self._deadline = server, fds, name, deadline
         super().__init__(program)
 
     def _launch(self, program: _Program) -> None:
         data = io.BytesIO()
         reduction.dump({"name": self._name, "sys_argv": [self._name]}, data)
         reduction.dump(program, data)
-        self.sentinel, to_child = self._server._connect(self._worker_fds)
-        # The child sees in this pipe when we end; it stays open as long as this handle.
-        keep = os.dup(to_child)
-        self.finalizer = util.Finalize(self, util.close_fds, (keep, self.sentinel))
-        with os.fdopen(to_child, "wb") as pipe:
-            pipe.write(data.getbuffer())
-        self.pid = mp_forkserver.read_signed(self.sentinel)
+        self.sentinel, self._to_child = self._server._connect(self._worker_fds)
+        try:
+            os.write(self._to_child, data.getbuffer())  # a few hundred bytes, which fit any pipe
+            poll = select.poll()
+            poll.register(self.sentinel, select.POLLIN)
+            if not poll.poll(max(self._deadline - time.monotonic(), 0.0) * 1e3):
+                raise TimeoutError("no answer in time; it may still be importing torch, or be stopped")
+            self.pid = mp_forkserver.read_signed(self.sentinel)
+        except BaseException:
+            self.close_fds()
+            raise
+
+    def close_fds(self) -> None:
+        """Close our ends of its pipes. The child sees in one of them when we end, so they stay open till then."""
+        for fd in (self.sentinel, self._to_child):
+            if fd >= 0:
+                os.close(fd)
+        self.sentinel = self._to_child = -1
 
     def poll(self, flag: int = os.WNOHANG) -> int | None:
         """Return the exit status if it is known; `LOST` when the forkserver ended before it told."""
@@ -119,6 +130,7 @@ class Process:
     out: int
     err: int
     _popen: _Popen
+    _closing: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def ended(self) -> bool:
@@ -148,23 +160,21 @@ class Process:
         return None if status == LOST else status
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
-        """Send a signal; does nothing if the process has ended."""
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self.pidfd, number)
-
-    def forget(self) -> None:
-        """Close our descriptors, knowing nothing of the process: in a fork of the one that launched it."""
-        self.close()
+        """Send a signal, from any thread; does nothing if the process has ended."""
+        with self._closing:
+            if self.pidfd >= 0:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(self.pidfd, number)
 
     def close(self) -> None:
         """Close every descriptor of ours. May be called again."""
-        for fd in (self.pidfd, self.out, self.err):
-            with contextlib.suppress(OSError):
-                os.close(fd)
-        self.pidfd = self.out = self.err = -1
+        with self._closing:
+            for fd in (self.pidfd, self.out, self.err):
+                if fd >= 0:
+                    os.close(fd)
+            self.pidfd = self.out = self.err = -1
         self.channel.close()
-        if self._popen.finalizer is not None:
-            self._popen.finalizer()
+        self._popen.close_fds()
 
 
 class ForkServer:
@@ -195,29 +205,30 @@ class ForkServer:
             assert self._process is not None
             return self._process.pid
 
-    def launch(self, name: str) -> Process:
+    def launch(self, name: str, deadline: float) -> Process:
         """Fork a worker.
 
         Args:
             name: What the process is called.
+            deadline: By `time.monotonic`.
 
         Raises:
-            WorkerStartError: The forkserver does not come up, or dies.
+            WorkerStartError: The forkserver does not come up in time, or dies.
         """
         pid = self.ensure_running()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         out_r, out_w = os.pipe()
         err_r, err_w = os.pipe()
         try:
-            popen = _Popen(self, _Program(pid), [theirs.fileno(), out_w, err_w], name)
+            popen = _Popen(self, _Program(pid), [theirs.fileno(), out_w, err_w], name, deadline)
             pidfd = os.pidfd_open(popen.pid)
         except (OSError, EOFError) as error:
             ours.close()
             os.close(out_r)
             os.close(err_r)
             raise WorkerStartError(
-                f"the forkserver (pid {pid}) that workers come from has ended ({type(error).__name__}: {error}). What "
-                "it printed to stderr says why; most often torch cannot be imported by "
+                f"the forkserver (pid {pid}) that workers come from does not answer ({type(error).__name__}: {error}). "
+                "What it printed to stderr says why; most often torch cannot be imported by "
                 f"{forkserver.command('', 0, 0)[0]} outside of this program",
                 worker=name,
             ) from error

@@ -48,6 +48,11 @@ class Output:
             lines = [*self._lines, self._rest] if self._rest else list(self._lines)
         return tuple(lines[-count:])
 
+    def end(self) -> None:
+        """Read no more, since the descriptor is going to be closed, and its number may be somebody else's then."""
+        with self._lock:
+            self._ended = True
+
     def drain(self) -> bool:
         """Pass on what is in the pipe; return False once it has ended."""
         with self._lock:

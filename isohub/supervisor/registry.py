@@ -31,7 +31,7 @@ EXIT_GRACE_S = 2.0
 class _Slot:
     """The place of one shared worker; its lock makes the second thread wait for the first one's launch."""
 
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    lock: threading.RLock = field(default_factory=threading.RLock)
     worker: Worker | None = None
     users: int = 0
 
@@ -50,7 +50,8 @@ class Registry:
         os.register_at_fork(after_in_child=self._forked)
 
     def _forget(self) -> None:
-        self._lock = threading.Lock()
+        # Reentrant, like those of the slots: the collector may run a `__del__` that closes a Repo anywhere.
+        self._lock = threading.RLock()
         self._slots: dict[object, _Slot] = {}
         self._workers: list[Worker] = []
         self._forkserver = ForkServer()
@@ -90,15 +91,18 @@ class Registry:
         """
         self._register_exit()
         key = object() if isolation.dedicated else (checkout.key, *_settings(isolation))
-        with self._lock:
-            slot = self._slots.setdefault(key, _Slot())
-        with slot.lock:
-            if slot.worker is not None:
-                slot.worker.reap()
-            if slot.worker is None or not slot.worker.alive:
-                slot.worker, slot.users = self._launch(checkout, isolation), 0
-            slot.users += 1
-            return slot.worker
+        while True:
+            with self._lock:
+                slot = self._slots.setdefault(key, _Slot())
+            with slot.lock:
+                if self._slots.get(key) is not slot:
+                    continue  # `release` took it away while this thread waited for its lock
+                try:
+                    return self._ready(slot, checkout, isolation)
+                except BaseException:
+                    if not slot.users:
+                        self._slots.pop(key, None)
+                    raise
 
     def release(self, worker: Worker) -> None:
         """Take back one `worker` call; the last one ends the worker."""
@@ -106,11 +110,11 @@ class Registry:
             slots = [(key, slot) for key, slot in self._slots.items() if slot.worker is worker]
         for key, slot in slots:
             with slot.lock:
+                if slot.worker is not worker:
+                    continue  # it had ended, and has a successor
                 slot.users -= 1
-                if slot.users > 0 or slot.worker is not worker:
-                    return
-                worker.close()
-                with self._lock:
+                if not slot.users:
+                    worker.close()
                     self._slots.pop(key, None)
 
     def shutdown(self, timeout_s: float = CLOSE_GRACE_S) -> None:
@@ -128,8 +132,17 @@ class Registry:
         with self._lock:
             self._slots.clear()
             self._workers.clear()
-            self._background.stop()
-            self._forkserver.close()
+        self._background.stop()
+        self._forkserver.close()
+
+    def _ready(self, slot: _Slot, checkout: Checkout, isolation: Isolation) -> Worker:
+        if slot.worker is not None:
+            slot.worker.reap()
+        if slot.worker is None or not slot.worker.alive:
+            slot.worker, slot.users = None, 0
+            slot.worker = self._launch(checkout, isolation)
+        slot.users += 1
+        return slot.worker
 
     def _launch(self, checkout: Checkout, isolation: Isolation) -> Worker:
         label = checkout.repo.label + (f"@{checkout.commit[:7]}" if checkout.commit else "")

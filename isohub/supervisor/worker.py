@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -32,21 +30,17 @@ from isohub.errors import (
     WorkerTimeoutError,
 )
 from isohub.options import Isolation
-from isohub.shm.channel import Channel, DeadlineError, PeerGoneError
+from isohub.shm.channel import DeadlineError, PeerGoneError
 from isohub.supervisor import endings, state
 from isohub.supervisor.background import Background
 from isohub.supervisor.border import Border
-from isohub.supervisor.launch import ForkServer, Process
-from isohub.supervisor.logs import Output
+from isohub.supervisor.connection import Connection
+from isohub.supervisor.launch import ForkServer
 from isohub.supervisor.raised import exception
 from isohub.wire import codec
 from isohub.wire.framing import MAX_MESSAGE_BYTES
 from isohub.wire.lifecycle import Event, State, after
 from isohub.wire.messages import (
-    PROTOCOL_VERSION,
-    FromWorker,
-    Hello,
-    NeedSegment,
     Payload,
     Prepare,
     Raised,
@@ -61,8 +55,6 @@ __all__ = ["Worker"]
 CLOSE_GRACE_S = 5.0
 # How long to wait for the exit status of a worker that has hung up; the forkserver reaps it at once.
 _STATUS_S = 2.0
-# The traceback of a crash in native code has some 20 frames below the repository's own.
-_TAIL_LINES = 30
 
 
 class Worker:
@@ -86,10 +78,9 @@ class Worker:
         self._lock = threading.RLock()
         self._state = State.STARTING
         self._owner_pid = os.getpid()
-        self._process: Process | None = None
-        self._channel: Channel | None = None
-        self._outputs: tuple[Output, ...] = ()
-        self._output_poll = select.poll()
+        self._connection: Connection | None = None
+        self._is_releasing = False
+        self._releaser: threading.Thread | None = None
         self._generator = state.Generator()
         self._end: IsohubError | None = None  # why it ended; told to everybody who asks again
         self.pid = 0
@@ -128,29 +119,23 @@ class Worker:
         with self._lock:
             deadline = time.monotonic() + self.isolation.start_timeout_s
             try:
-                process = self._process = forkserver.launch(f"isohub-worker {self.label}")
+                process = forkserver.launch(f"isohub-worker {self.label}", deadline)
             except BaseException as error:
                 self._state = after(self._state, Event.DEATH)
-                self._end = WorkerStartError(f"worker {self.label} was never launched: {error}", worker=self.label)
+                self._end = self._unready(error)
+                if isinstance(error, WorkerStartError):
+                    raise endings.again(self._end) from error
                 raise
             self.pid = process.pid
-            self._channel = Channel(process.channel)
-            self._outputs = (Output(process.out, "stdout"), Output(process.err, "stderr"))
-            for output in self._outputs:
-                self._output_poll.register(output.fd, select.POLLIN)
-            self._background.watch(*self._outputs)
+            self._connection = connection = Connection(process, self._background)
             try:
                 with self._guarded(self.isolation.start_timeout_s):
-                    self._greet(deadline)
-                    self._channel.send(codec.encode(prepare), (), deadline)
-                    answer = self._answer(deadline)
+                    connection.greet(deadline)
+                    connection.tell(prepare, deadline)
+                    answer = connection.answer(self.border, deadline)
             except (BrokenWorkerError, WorkerTimeoutError) as error:
-                raise WorkerStartError(
-                    f"worker {self.label} did not become ready: {error}",
-                    worker=self.label,
-                    stderr_tail=error.stderr_tail,
-                ) from error
-            self._drain()
+                raise self._unready(error) from error
+            connection.drain()
             if isinstance(answer, Raised):
                 self._finish(Event.DEATH, WorkerStartError(f"worker {self.label}: its setup failed"))
                 raise exception(answer)
@@ -187,52 +172,54 @@ class Worker:
             self.check()  # before the lock, which another thread may have held when this process was forked
         with self._lock:
             self.check()
-            assert self._channel is not None
+            if self._state is not State.IDLE:
+                raise endings.reentered(self._who)
+            connection = self._connected()
             timeout_s = self.isolation.timeout_s
             deadline = None if timeout_s is None else time.monotonic() + timeout_s
             message, descriptors = self._say(verb, self.border.pack(args, kwargs or {}), fields)
-            self._state = after(self._state, Event.REQUEST)
-            self._mute(muted)
             with self._guarded(timeout_s):
-                self._channel.send(message, descriptors, deadline)
+                self._state = after(self._state, Event.REQUEST)
+                connection.mute(muted)
+                connection.send(message, descriptors, deadline)
                 self.border.sent()
-                answer = self._answer(deadline)
+                answer = connection.answer(self.border, deadline)
                 self._generator.answered(answer.rng)
                 self._state = after(self._state, Event.ANSWER)
                 value = self.border.unpack(answer.payload) if isinstance(answer, Returned) else None
                 # Afterwards: the worker may have let go of what it sends, such as a state dict.
                 self.border.settle(answer.freed, answer.dropped)
             self.calls += 1
-            self._drain()
-            self._mute(False)
+            connection.drain()
+            connection.mute(False)
         if isinstance(answer, Raised):
             raise exception(answer)
         return value
 
     def reap(self) -> None:
         """Notice that an idle worker has ended by itself, so that `alive` says so."""
-        process = self._process
-        if process is None or process.pidfd < 0 or not self._lock.acquire(blocking=False):
+        if not self._lock.acquire(blocking=False):
             return  # whoever has the lock will notice
         try:
-            if self._state is State.IDLE and process.ended:
+            if self._state is State.IDLE and self._connected().process.ended:
                 self._finish(Event.DEATH, None)
         finally:
             self._lock.release()
 
     def release_soon(self) -> None:
         """Tell the worker of handles that died here, unless a request is just going to."""
-        self._background.soon(self._release)
+        if not self._is_releasing:
+            self._background.soon(self._start_release)
 
     def begin_close(self) -> None:
         """Ask an idle worker to end, and do not wait for it; `close` does."""
         if self._end is not None or not self._lock.acquire(blocking=False):
             return
         try:
-            if self._state is State.IDLE and self._channel is not None:
+            if self._state is State.IDLE:
                 self._end = endings.closed(self._who)
                 with contextlib.suppress(PeerGoneError, DeadlineError):
-                    self._channel.send(codec.encode(Request(verb="close")), (), time.monotonic() + CLOSE_GRACE_S)
+                    self._connected().tell(Request(verb="close"), time.monotonic() + CLOSE_GRACE_S)
         finally:
             self._lock.release()
 
@@ -257,17 +244,18 @@ class Worker:
                 return  # by another thread, while this one waited for the lock
             if self._state is State.IDLE:
                 self.begin_close()
-                assert self._process is not None
-                self._process.exit_status(max(deadline - time.monotonic(), 0.0))
+                self._connected().process.exit_status(max(deadline - time.monotonic(), 0.0))
             self._finish(Event.CLOSE, reason)
         finally:
             self._lock.release()
+        with contextlib.suppress(RuntimeError):  # it is this thread, or was never started
+            if self._releaser is not None:
+                self._releaser.join()
 
     def kill(self) -> None:
         """End the process at once, whatever it is doing. A request that waits for it fails."""
-        process = self._process
-        if process is not None and process.pidfd >= 0:
-            process.kill(signal.SIGKILL)
+        if self._connection is not None:
+            self._connection.process.kill()
 
     def check(self) -> None:
         """Raise if nothing can be asked of this worker.
@@ -284,49 +272,34 @@ class Worker:
 
     def forget(self) -> None:
         """Close our descriptors without ending anything: in a fork of the process that has the worker."""
-        if self._channel is not None:
-            self._channel.close()
-        if self._process is not None:
-            self._process.forget()
+        if self._connection is not None:
+            self._connection.forget()
+
+    def _unready(self, error: BaseException) -> WorkerStartError:
+        tail = getattr(error, "stderr_tail", ())
+        return WorkerStartError(
+            f"worker {self.label} did not become ready: {error}", worker=self.label, stderr_tail=tail
+        )
+
+    def _connected(self) -> Connection:
+        assert self._connection is not None, "a worker that was started has one"
+        return self._connection
 
     def _say(self, verb: Verb, payload: Payload, fields: dict[str, Any]) -> tuple[bytes, list[int]]:
         """Return a request as bytes, and the descriptors that go with it."""
         request = self.border.request(verb, payload, self._generator.current(), fields)
-        message = codec.encode(request)
-        if len(message) > MAX_MESSAGE_BYTES:
+        try:
+            message = codec.encode(request)
+            if len(message) > MAX_MESSAGE_BYTES:
+                raise LocalProtocolError(
+                    f"arguments of {len(message)} bytes are over the limit of {MAX_MESSAGE_BYTES} for one message: "
+                    "pass large data as tensors, arrays or bytes, which go through shared memory"
+                )
+        except BaseException:
             self.border.unsend(request)
             self._generator.unsend()
-            raise LocalProtocolError(
-                f"arguments of {len(message)} bytes are over the limit of {MAX_MESSAGE_BYTES} for one message: pass "
-                "large data as tensors, arrays or bytes, which go through shared memory"
-            )
+            raise
         return message, self.border.descriptors()
-
-    def _greet(self, deadline: float) -> None:
-        hello = self._receive(deadline)
-        if not isinstance(hello, Hello) or hello.protocol != PROTOCOL_VERSION:
-            raise RemoteProtocolError(f"a worker that greets with {hello!r:.200}")
-
-    def _answer(self, deadline: float | None) -> Returned | Raised:
-        assert self._channel is not None
-        while True:
-            message = self._receive(deadline)
-            if isinstance(message, Returned | Raised):
-                if self._channel.unread():
-                    raise RemoteProtocolError("more than one answer to one request")
-                return message
-            if not isinstance(message, NeedSegment):
-                raise RemoteProtocolError(f"a {type(message).__name__} in answer to a request")
-            granted, fd = self.border.grant(message)
-            try:
-                self._channel.send(codec.encode(granted), (fd,) if fd >= 0 else (), deadline)
-            finally:
-                if fd >= 0:
-                    os.close(fd)
-
-    def _receive(self, deadline: float | None) -> FromWorker:
-        assert self._channel is not None
-        return codec.decode_from_worker(self._channel.receive(deadline)[0])
 
     @contextmanager
     def _guarded(self, timeout_s: float | None) -> Iterator[None]:
@@ -338,61 +311,59 @@ class Worker:
         except DeadlineError:
             assert timeout_s is not None, "without a time-out there is no deadline"
             self.kill()
-            raise self._finish(Event.DEATH, endings.overdue(self._who, timeout_s, self._tail())) from None
+            tail = self._connected().tail()
+            raise self._finish(Event.DEATH, endings.overdue(self._who, timeout_s, tail)) from None
         except RemoteProtocolError as fault:
-            self.kill()
             raise self._finish(Event.DEATH, endings.lied(self._who, fault)) from fault
         except BaseException as interruption:
             # Ctrl-C, say. The answer may still come, and would be taken for that of the next request.
-            self.kill()
             self._finish(Event.DEATH, endings.interrupted(self._who, interruption))
             raise
 
     def _finish(self, event: Event, error: IsohubError | None) -> IsohubError:
         """End everything of the worker, and return why; without an `error`, it died by itself."""
-        assert self._process is not None
+        connection = self._connected()
         self._state = after(self._state, event)
-        if error is not None:
-            self.kill()
-        status = self._process.exit_status(_STATUS_S)
-        if status is None and not self._process.ended:
-            # It closed its end of the channel and lives on; nobody can talk to it any more.
-            self.kill()
-            error = error or endings.hung_up(self._who, self._tail())
-        self._end = self._end or error or endings.broken(self._who, status, self._tail())
-        self._drain()
-        self._background.forget(*self._outputs)
-        if self._channel is not None:
-            self._channel.close()
-        self._process.close()
-        self.border.close()
-        # A copy: what is raised has the frames of the call with it, and these the model and its arguments.
+        self._end = self._end or error
+        try:
+            if error is not None:
+                connection.process.kill()
+            status = connection.process.exit_status(_STATUS_S)
+            if self._end is None and status is None and not connection.process.ended:
+                # It closed its end of the channel and lives on; nobody can talk to it any more.
+                self._end = endings.hung_up(self._who, connection.tail())
+            if self._end is None:
+                self._end = endings.broken(self._who, status, connection.tail())
+            connection.drain()
+        finally:
+            # Also when a second Ctrl-C comes while the first is being dealt with.
+            if self._end is None:
+                self._end = endings.broken(self._who, None, ())
+            connection.process.kill()
+            connection.close()
+            self.border.close()
+        # A copy is raised: a traceback would keep the frames of the call, and with them the model, alive.
         return endings.again(self._end)
+
+    def _start_release(self) -> None:
+        # In a thread of its own: a worker that takes its time, in a `__del__` say, holds up nobody else.
+        self._is_releasing = True
+        self._releaser = threading.Thread(target=self._release, name="isohub-release", daemon=True)
+        with contextlib.suppress(RuntimeError):  # the interpreter is ending, and the worker with it
+            self._releaser.start()
 
     def _release(self) -> None:
         # If somebody has the lock, their request or the next one carries the releases.
         if self._lock.acquire(blocking=False):
             try:
-                if self._state is State.IDLE and os.getpid() == self._owner_pid:
+                if self._state is State.IDLE and self._end is None and os.getpid() == self._owner_pid:
+                    self._is_releasing = False
                     with contextlib.suppress(IsohubError):
                         self.request("release")
             finally:
                 self._lock.release()
+        self._is_releasing = False
 
     @property
     def _who(self) -> str:
         return f"{self.label} (pid {self.pid})"
-
-    def _tail(self) -> tuple[str, ...]:
-        self._drain()
-        return self._outputs[1].tail(_TAIL_LINES) if self._outputs else ()
-
-    def _drain(self) -> None:
-        # One system call finds that there is nothing, as there is after most calls.
-        if self._output_poll.poll(0):
-            for output in self._outputs:
-                output.drain()
-
-    def _mute(self, muted: bool) -> None:
-        for output in self._outputs:
-            output.muted = muted

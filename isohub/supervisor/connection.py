@@ -1,0 +1,122 @@
+"""The parent's end of one worker process: its channel, its output, its exit status."""
+
+from __future__ import annotations
+
+import os
+import select
+from collections.abc import Sequence
+
+from isohub.errors import RemoteProtocolError
+from isohub.shm.channel import Channel
+from isohub.supervisor.background import Background
+from isohub.supervisor.border import Border
+from isohub.supervisor.launch import Process
+from isohub.supervisor.logs import Output
+from isohub.wire import codec
+from isohub.wire.messages import (
+    PROTOCOL_VERSION,
+    FromParent,
+    FromWorker,
+    Hello,
+    NeedSegment,
+    Raised,
+    Returned,
+)
+
+__all__ = ["Connection"]
+
+# The traceback of a crash in native code has some 20 frames below the repository's own.
+_TAIL_LINES = 30
+
+
+class Connection:
+    """It owns the descriptors of the process; `close` gives all of them back.
+
+    Args:
+        process: A process just launched.
+        background: The thread that reads its output while nobody waits for an answer.
+    """
+
+    def __init__(self, process: Process, background: Background) -> None:
+        self.process = process
+        self._background = background
+        self._channel = Channel(process.channel)
+        self._outputs = (Output(process.out, "stdout"), Output(process.err, "stderr"))
+        self._output_poll = select.poll()
+        for output in self._outputs:
+            self._output_poll.register(output.fd, select.POLLIN)
+        background.watch(*self._outputs)
+
+    def greet(self, deadline: float) -> None:
+        """Wait for the worker's greeting.
+
+        Raises:
+            RemoteProtocolError: It is none, or of another protocol.
+            PeerGoneError, DeadlineError: See `Channel`.
+        """
+        hello = self._receive(deadline)
+        if not isinstance(hello, Hello) or hello.protocol != PROTOCOL_VERSION:
+            raise RemoteProtocolError(f"a worker that greets with {hello!r:.200}")
+
+    def tell(self, message: FromParent, deadline: float | None, descriptors: Sequence[int] = ()) -> None:
+        """Send a message; see `Channel.send`."""
+        self.send(codec.encode(message), descriptors, deadline)
+
+    def send(self, message: bytes, descriptors: Sequence[int], deadline: float | None) -> None:
+        """Send a message that is encoded already; see `Channel.send`."""
+        self._channel.send(message, descriptors, deadline)
+
+    def answer(self, border: Border, deadline: float | None) -> Returned | Raised:
+        """Wait for the answer to a request, and give the worker what it needs for it meanwhile.
+
+        Raises:
+            RemoteProtocolError: What comes is no answer, or more than one.
+            PeerGoneError, DeadlineError: See `Channel`.
+        """
+        while True:
+            message = self._receive(deadline)
+            if isinstance(message, Returned | Raised):
+                if self._channel.unread():
+                    raise RemoteProtocolError("more than one answer to one request")
+                return message
+            if not isinstance(message, NeedSegment):
+                raise RemoteProtocolError(f"a {type(message).__name__} in answer to a request")
+            granted, fd = border.grant(message)
+            try:
+                self.tell(granted, deadline, (fd,) if fd >= 0 else ())
+            finally:
+                if fd >= 0:
+                    os.close(fd)
+
+    def drain(self) -> None:
+        """Pass on what the worker printed so far."""
+        # One system call finds that there is nothing, as there is after most calls.
+        if self._output_poll.poll(0):
+            for output in self._outputs:
+                output.drain()
+
+    def mute(self, muted: bool) -> None:
+        """Keep what it prints to ourselves, or pass it on."""
+        for output in self._outputs:
+            output.muted = muted
+
+    def tail(self) -> tuple[str, ...]:
+        """Return the last lines of its stderr, oldest first."""
+        self.drain()
+        return self._outputs[1].tail(_TAIL_LINES)
+
+    def close(self) -> None:
+        """Close everything. May be called again."""
+        self._background.forget(*self._outputs)
+        for output in self._outputs:
+            output.end()
+        self._channel.close()
+        self.process.close()
+
+    def forget(self) -> None:
+        """Close our descriptors without ending anything: in a fork of the process that has the worker."""
+        self._channel.close()
+        self.process.close()
+
+    def _receive(self, deadline: float | None) -> FromWorker:
+        return codec.decode_from_worker(self._channel.receive(deadline)[0])
