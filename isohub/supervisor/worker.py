@@ -347,6 +347,8 @@ class Worker:
 
     def _start_release(self) -> None:
         # In a thread of its own: a worker that takes its time, in a `__del__` say, holds up nobody else.
+        if self._end is not None or os.getpid() != self._owner_pid:
+            return
         self._is_releasing = True
         self._releaser = threading.Thread(target=self._release, name="isohub-release", daemon=True)
         with contextlib.suppress(RuntimeError):  # the interpreter is ending, and the worker with it
