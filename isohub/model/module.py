@@ -94,19 +94,19 @@ class IsolatedModule(nn.Module):
 
     def float(self) -> IsolatedModule:
         """Cast all floating point parameters and buffers to float32, here and in the worker."""
-        return self._cast(torch.float32)
+        return self._cast("float", torch.float32)
 
     def double(self) -> IsolatedModule:
         """Cast all floating point parameters and buffers to float64, here and in the worker."""
-        return self._cast(torch.float64)
+        return self._cast("double", torch.float64)
 
     def half(self) -> IsolatedModule:
         """Cast all floating point parameters and buffers to float16, here and in the worker."""
-        return self._cast(torch.float16)
+        return self._cast("half", torch.float16)
 
     def bfloat16(self) -> IsolatedModule:
         """Cast all floating point parameters and buffers to bfloat16, here and in the worker."""
-        return self._cast(torch.bfloat16)
+        return self._cast("bfloat16", torch.bfloat16)
 
     def to(self, *args: Any, **kwargs: Any) -> IsolatedModule:
         """Cast as `nn.Module.to` does, here and in the worker; the device can only be the CPU.
@@ -123,13 +123,23 @@ class IsolatedModule(nn.Module):
             )
         if memory_format is not None:
             return self._change("to", dtype=dtype, memory_format=memory_format)
-        return self if dtype is None else self._cast(dtype)
-
-    def _cast(self, dtype: torch.dtype) -> IsolatedModule:
-        tensors = [*self.parameters(), *self.buffers()]
-        if all(tensor.dtype is dtype for tensor in tensors if tensor.is_floating_point() or tensor.is_complex()):
+        cast = [tensor for tensor in self._tensors() if tensor.is_floating_point() or tensor.is_complex()]
+        if dtype is None or all(tensor.dtype is dtype for tensor in cast):
             return self
         return self._change("to", dtype)
+
+    def share_memory(self) -> IsolatedModule:
+        """Return the module as it is: its memory is shared already."""
+        return self
+
+    def _cast(self, method: str, dtype: torch.dtype) -> IsolatedModule:
+        # Complex tensors stay as they are, unlike in `to`.
+        if all(tensor.dtype is dtype for tensor in self._tensors() if tensor.is_floating_point()):
+            return self
+        return self._change(method)
+
+    def _tensors(self, recurse: bool = True) -> list[torch.Tensor]:
+        return [*self.parameters(recurse), *self.buffers(recurse)]
 
     def _change(self, method: str, *args: Any, **kwargs: Any) -> IsolatedModule:
         """Have the worker's module change itself, and take over what it is then."""
@@ -137,16 +147,18 @@ class IsolatedModule(nn.Module):
         return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> IsolatedModule:
-        # Everything else that replaces tensors (share_memory, cuda, to_empty, ...) ends up here. On this
-        # side alone it would silently part the module from its worker.
-        for tensor in (*self.parameters(recurse), *self.buffers(recurse)):
-            with torch.no_grad():
-                changed = fn(tensor)
-            if changed is not tensor and (changed.device, changed.data_ptr()) != (tensor.device, tensor.data_ptr()):
+        # Everything else that replaces tensors (cuda, to_empty, ...) ends up here. On this side alone it would
+        # silently part the module from its worker, so it is tried on others first: some functions give
+        # another memory to the very tensor that they return.
+        tensors = self._tensors(recurse)
+        with torch.no_grad():
+            if any(_replaces(fn, torch.zeros_like(tensor)) for tensor in tensors):
                 raise LocalProtocolError(
                     "this would replace the parameters here and leave the worker's as they are; .to(dtype), "
                     ".half() and their like do both. Use isolate=False for a module on another device"
                 )
+            for tensor in tensors:
+                fn(tensor)
         return self
 
     def __getattr__(self, name: str) -> Any:
@@ -161,7 +173,7 @@ class IsolatedModule(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "training":
             ask(self, "setattr", bool(value), name=name)
-        if name in self.__dict__ or name in type(self).__dict__:
+        if name in self.__dict__:
             object.__setattr__(self, name, value)
             return
         registered = {**self._parameters, **self._buffers, **self._modules}
@@ -226,6 +238,13 @@ class IsolatedModule(nn.Module):
             f"an isolated module ({self._isohub_tree.describe()}) cannot be copied or pickled yet, since it lives in "
             "a worker: load it again and use load_state_dict(model.state_dict())"
         )
+
+
+def _replaces(fn: Any, tensor: torch.Tensor) -> bool:
+    """Return whether `fn` makes another tensor of `tensor`, or gives it another memory."""
+    before = (tensor.device, tensor.dtype, tensor.data_ptr())
+    changed = fn(tensor)
+    return (changed.device, changed.dtype, changed.data_ptr()) != before
 
 
 def _unreplaced(name: str) -> LocalProtocolError:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from isohub.errors import LocalProtocolError, RemoteProtocolError
@@ -13,7 +15,13 @@ from isohub.wire.messages import Verb
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["BoundMethod", "Lease", "RemoteObject", "ask", "get_attribute", "object_class"]
+__all__ = ["BoundMethod", "Lease", "RemoteObject", "ask", "get_attribute", "nested", "object_class"]
+
+# What an honest worker answers to such a question needs no other. A hostile one must not lead this process
+# to its recursion limit.
+MAX_NESTED = 8
+
+_nesting = threading.local()
 
 
 class Lease:
@@ -174,8 +182,34 @@ def _exit(self: Any, _: type[BaseException] | None, error: BaseException | None,
     return bool(ask(self, "exit", error))
 
 
-def _eq(self: Any, other: object) -> bool:
-    return bool(ask(self, "eq", other))
+def _eq(self: Any, other: object) -> Any:
+    try:
+        with nested():
+            return bool(ask(self, "eq", other))
+    except LocalProtocolError:
+        return NotImplemented  # the other cannot be there; Python goes on to ask it, and then by identity
+
+
+def _hash(self: Any) -> int:
+    with nested():
+        return _checked(ask(self, "hash"), int)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def nested() -> Iterator[None]:
+    """Mark a question that may have to be asked in order to make the value of an answer: a set needs hashes.
+
+    Raises:
+        RemoteProtocolError: Its answer led to another such question, and that one's to a next, too often.
+    """
+    depth = getattr(_nesting, "depth", 0)
+    if depth >= MAX_NESTED:
+        raise RemoteProtocolError(f"answers that need another answer to be made, {depth} deep")
+    _nesting.depth = depth + 1
+    try:
+        yield
+    finally:
+        _nesting.depth = depth
 
 
 def _checked(value: Any, kind: type) -> Any:
@@ -195,7 +229,7 @@ _METHODS: dict[str, dict[str, Any]] = {
     "contains": {"__contains__": lambda self, key: bool(ask(self, "contains", key))},
     "with": {"__enter__": _enter, "__exit__": _exit},
     "bool": {"__bool__": _bool},
-    "eq": {"__eq__": _eq, "__hash__": lambda self: ask(self, "hash")},
+    "eq": {"__eq__": _eq, "__hash__": _hash},
 }
 _classes: dict[tuple[type, frozenset[str]], type[Any]] = {}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -12,8 +12,8 @@ from torch import nn
 from isohub.errors import LocalProtocolError, RemoteProtocolError
 from isohub.hub.checkout import Checkout
 from isohub.model.module import Info, IsolatedModule, check_modes
-from isohub.model.objects import BoundMethod, Lease, RemoteObject, object_class
-from isohub.model.records import DataRecord, MappingRecord, NamedRecord
+from isohub.model.objects import BoundMethod, Lease, RemoteObject, nested, object_class
+from isohub.model.records import make_record, parts_of
 from isohub.shm.tensors import TensorReader
 from isohub.supervisor.worker import Worker
 from isohub.wire.specs import ModuleNode, ModuleSpec
@@ -23,6 +23,11 @@ __all__ = ["ProxyTable", "Tree", "stamp"]
 
 # Deeper than any module, and far from Python's recursion limit, which a hostile tree must not reach.
 MAX_TREE_DEPTH = 200
+# Modules, parameters and buffers, each as often as a path leads there: what a state dict walks over. Where
+# each module has the next one twice, that doubles with each level.
+MAX_TREE_SIZE = 1_000_000
+
+_Part = TypeVar("_Part")
 
 
 class Tree:
@@ -76,85 +81,99 @@ class Tree:
         """
         return _Update(self, nodes, tensors).root()
 
-    def _get(self, path: str, node: ModuleNode) -> IsolatedModule:
+    def _mirror_for(self, path: str, node: ModuleNode) -> IsolatedModule:
+        """Return the mirror that there is, as it was before, or else a new one, which the tree does not know yet."""
         kind = object_class(IsolatedModule, node.protocols)
         mirror = self._mirrors.get(path)
-        if mirror is None or type(mirror) is not kind:
-            mirror = kind(self, path, node)
-            self._mirrors[path] = mirror
-        mirror.__dict__["_isohub_node"] = node
-        mirror.__dict__["_version"] = node.version
-        mirror.__dict__["training"] = node.training
-        return mirror
+        return mirror if mirror is not None and type(mirror) is kind else kind(self, path, node)
 
 
 class _Update:
-    """One pass over the nodes of a tree."""
+    """One pass over the nodes of a tree. Nothing changes until all of them have turned out to make sense."""
 
     def __init__(self, tree: Tree, nodes: list[ModuleNode], tensors: TensorReader) -> None:
         self._tree = tree
         self._nodes = nodes
         self._tensors = tensors
-        self._made: dict[int, IsolatedModule | None] = {}
+        self._begun: set[int] = set()
+        self._made: dict[int, _Made] = {}
         self._parameters: dict[int, nn.Parameter] = {}  # tied ones are one object here as there
-        self._paths: dict[int, str] = {}
-        self._kept: list[dict[str, nn.Module | None]] = []
+        # What stays, and whose memory and flag it takes on, by the id of what stays.
+        self._renewed: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}
 
     def root(self) -> IsolatedModule:
-        """Visit everything from the root on."""
+        """Visit everything from the root on, then change the tree; return the root."""
         root = self._visit(0, "", 0)
-        if len(self._paths) != len(self._nodes):
+        if len(self._made) != len(self._nodes):
             raise RemoteProtocolError("a module tree with nodes that nothing leads to")
-        self._tree._paths = [self._paths[index] for index in range(len(self._nodes))]
-        return root
+        for before, now in self._renewed.values():
+            before.data = now.data
+            before.requires_grad_(now.requires_grad)
+        made = [self._made[index] for index in range(len(self._nodes))]
+        for one in made:
+            one.mirror.__dict__.update(one.members)
+        self._tree._mirrors.update((one.path, one.mirror) for one in made)
+        self._tree._paths = [one.path for one in made]
+        return root.mirror
 
-    def _visit(self, index: int, path: str, depth: int) -> IsolatedModule:
+    def _visit(self, index: int, path: str, depth: int) -> _Made:
         if not 0 <= index < len(self._nodes) or depth > MAX_TREE_DEPTH:
             raise RemoteProtocolError(f"a module tree with node {index} of {len(self._nodes)} at depth {depth}")
         if index in self._made:
-            mirror = self._made[index]
-            if mirror is None:
-                raise RemoteProtocolError("a module that contains itself")
-            return mirror
-        self._made[index] = None
-        self._paths[index] = path
+            return self._made[index]
+        if index in self._begun:
+            raise RemoteProtocolError("a module that contains itself")
+        self._begun.add(index)
         node = self._nodes[index]
-        mirror = self._tree._get(path, node)
-        self._set_tensors(mirror, node)
-        # The parts that stay are known by nobody else here, and would be made anew if they died now.
-        self._kept.append(dict(mirror._modules))
-        mirror._modules.clear()
-        for name, child in node.children:
-            below = f"{path}.{name}" if path else name
-            mirror._modules[_named(name)] = None if child == -1 else self._visit(child, below, depth + 1)
-        self._made[index] = mirror
-        return mirror
+        mirror = self._tree._mirror_for(path, node)
+        parameters = [(name, self._parameter(place, mirror._parameters.get(name))) for name, place in node.parameters]
+        below = [
+            (name, None if child == -1 else self._visit(child, f"{path}.{name}" if path else name, depth + 1))
+            for name, child in node.children
+        ]
+        parts = [part for _, part in below if part is not None]
+        height = 1 + max((part.height for part in parts), default=0)
+        size = 1 + len(node.parameters) + len(node.buffers) + sum(part.size for part in parts)
+        if height > MAX_TREE_DEPTH + 1 or size > MAX_TREE_SIZE:
+            raise RemoteProtocolError(f"a module tree of {size} places, {height} deep")
+        members = {
+            "_isohub_node": node,
+            "_version": node.version,
+            "training": node.training,
+            "_modules": _by_name([(name, None if part is None else part.mirror) for name, part in below]),
+            "_parameters": _by_name(parameters),
+            "_buffers": _by_name(
+                [(name, None if place == -1 else self._tensors[place]) for name, place, _ in node.buffers]
+            ),
+            "_non_persistent_buffers_set": {name for name, _, persistent in node.buffers if not persistent},
+        }
+        self._made[index] = _Made(path, mirror, members, height, size)
+        return self._made[index]
 
-    def _set_tensors(self, mirror: IsolatedModule, node: ModuleNode) -> None:
-        before = dict(mirror._parameters)
-        mirror._parameters.clear()
-        for name, index in node.parameters:
-            mirror._parameters[_named(name)] = None if index == -1 else self._parameter(index, before.get(name))
-        mirror._buffers.clear()
-        mirror._non_persistent_buffers_set.clear()
-        for name, index, persistent in node.buffers:
-            mirror._buffers[_named(name)] = None if index == -1 else self._tensors[index]
-            if not persistent:
-                mirror._non_persistent_buffers_set.add(name)
-
-    def _parameter(self, index: int, before: nn.Parameter | None) -> nn.Parameter:
+    def _parameter(self, index: int, before: nn.Parameter | None) -> nn.Parameter | None:
+        if index == -1:
+            return None
         if index not in self._parameters:
-            wants_gradient = self._tensors.spec(index).requires_grad
-            tensor = self._tensors[index]
-            # A lazy parameter stood here without memory, and torch cannot give it any.
-            if before is None or before.device != tensor.device:
-                before = nn.Parameter(tensor, requires_grad=wants_gradient)
+            now = nn.Parameter(self._tensors[index], requires_grad=self._tensors.spec(index).requires_grad)
+            # A lazy parameter stood here without memory, and torch cannot give it any. Of tied ones that are
+            # no longer, one stays.
+            if before is None or before.device != now.device or id(before) in self._renewed:
+                self._parameters[index] = now
             else:
                 # Optimizers know a parameter by its identity, so the object stays and looks elsewhere.
-                before.data = tensor
-                before.requires_grad_(wants_gradient)
-            self._parameters[index] = before
+                self._renewed[id(before)] = (before, now)
+                self._parameters[index] = before
         return self._parameters[index]
+
+
+class _Made(NamedTuple):
+    """What a node becomes: its mirror, and what goes into that in the end."""
+
+    path: str
+    mirror: IsolatedModule
+    members: dict[str, Any]
+    height: int
+    size: int
 
 
 class ProxyTable:
@@ -189,7 +208,9 @@ class ProxyTable:
         if tree is None:
             tree = Tree(self._lease(spec.handle), self._checkout)
             self._trees[spec.handle] = tree
-        self._fresh.append(tree.update(spec.nodes, tensors))
+        # Under the caller's inference mode they would be inference tensors, which nobody can write to after it.
+        with torch.inference_mode(False):
+            self._fresh.append(tree.update(spec.nodes, tensors))
 
     def proxy(self, ref: Ref) -> object:
         """Return what stands for `ref`."""
@@ -207,19 +228,11 @@ class ProxyTable:
 
     def record(self, record: Record, members: list[Any]) -> object:
         """Return the record."""
-        kind = {"namedtuple": NamedRecord, "mapping": MappingRecord, "dataclass": DataRecord}[record.kind]
-        return kind(record.type_name, record.keys, members)
+        return make_record(record, members)
 
     def parts(self, value: object) -> tuple[Record, list[Any]] | None:
         """Take a record apart, its members unsaid; None for what is no record."""
-        if isinstance(value, NamedRecord):
-            return Record("namedtuple", value.type_name, list(value._fields), []), list(value)
-        if isinstance(value, MappingRecord):
-            return Record("mapping", value.type_name, list(value), []), list(value.values())
-        if isinstance(value, DataRecord):
-            fields = {name: member for name, member in vars(value).items() if name != "type_name"}
-            return Record("dataclass", value.type_name, list(fields), []), list(fields.values())
-        return None
+        return parts_of(value)
 
     def with_gradient(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return `tensor` as one that asks for gradients, and refuses to have them computed."""
@@ -264,7 +277,8 @@ class ProxyTable:
         mirror = None if tree is None else tree.mirror(ref.path)
         if mirror is None:
             # The mirror died here while the worker still knew the module.
-            self._worker.request("describe", handle=ref.handle)
+            with nested():
+                self._worker.request("describe", handle=ref.handle)
             tree = self._trees.get(ref.handle)
             mirror = None if tree is None else tree.mirror(ref.path)
         if mirror is None:
@@ -287,10 +301,15 @@ class _Refuse(torch.autograd.Function):
         )
 
 
-def _named(name: str) -> str:
-    if not name or "." in name:
-        raise RemoteProtocolError(f"a part of a module named {name[:100]!r}")
-    return name
+def _by_name(parts: list[tuple[str, _Part]]) -> dict[str, _Part]:
+    # By its path each module is found here: two of one path would be one.
+    for name, _ in parts:
+        if not name or "." in name:
+            raise RemoteProtocolError(f"a part of a module named {name[:100]!r}")
+    named = dict(parts)
+    if len(named) != len(parts):
+        raise RemoteProtocolError("two parts of a module with one name")
+    return named
 
 
 def stamp(value: object, entrypoint: str) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
 from isohub.errors import RemoteProtocolError
 from isohub.shm.arena import Arena
@@ -63,6 +64,8 @@ def why_not(tensor: torch.Tensor) -> str | None:
         return f"its dtype is {tensor.dtype}"
     if tensor.is_nested:
         return "it is a nested tensor"
+    if isinstance(tensor, UninitializedTensorMixin):
+        return "it has no shape yet"
     if tensor.is_cpu and tensor.numel() and not _has_memory(tensor):
         return "it has no memory of its own"
     return None

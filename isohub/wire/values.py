@@ -39,7 +39,8 @@ class Record(Struct, array_like=True, tag="r", frozen=True, gc=False):
 
     Attributes:
         kind: Which of them.
-        type_name: Name of the class in the worker. It is shown, and never looked up.
+        type_name: Name of the class in the worker. The parent shows it and looks nothing up by it; when the
+            record is handed back, the worker finds the class among those of the records that it sent.
         keys: The names of the fields.
         items: Their values.
     """

@@ -16,7 +16,7 @@ from isohub.shm.values import Packer, Unpacker
 from isohub.wire.messages import Granted, Payload, Request
 from isohub.wire.specs import Block
 from isohub.wire.tree import Where
-from isohub.wire.values import Record, Ref, TensorAt
+from isohub.wire.values import Ref, TensorAt
 from isohub.worker import export, weights
 from isohub.worker.objects import Objects
 
@@ -144,9 +144,7 @@ class Border:
             return getattr(found, value.name) if value.kind == "method" else found
         if isinstance(value, TensorAt):
             return _Unpickler(unpacker, self, unpacker.tensors[value.index].numpy().tobytes()).load()
-        record, members = value
-        assert isinstance(record, Record)
-        return tuple(members) if record.kind == "namedtuple" else dict(zip(record.keys, members, strict=True))
+        return self.objects.records.make(*value)
 
 
 class _Unpickler(pickle.Unpickler):

@@ -115,9 +115,11 @@ def _state_dict(result: Any, entrypoint: str) -> Any:
 
 
 def _next(target: Any) -> tuple[bool, Any]:
-    for value in target:
-        return True, value
-    return False, None
+    # Not by a loop: that would ask for an iterator at each step, and some start anew when asked.
+    try:
+        return True, next(target)
+    except StopIteration:
+        return False, None
 
 
 def _exit(target: Any, error: BaseException | None) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from isohub.wire.specs import ModuleNode, ModuleSpec
 from isohub.wire.tree import Where
 from isohub.wire.values import Record, Ref, Value
 from isohub.worker.objects import Objects, protocols
+from isohub.worker.records import has_own, type_name
 
 __all__ = ["describe", "in_order", "say_other"]
 
@@ -22,22 +22,16 @@ def say_other(packer: Packer, value: Any, where: Where, objects: Objects) -> Val
     """Say what is neither builtin nor of torch or NumPy."""
     if isinstance(value, torch.nn.Module):
         return _module(packer, value, objects)
-    record = _record(value)
-    if record is not None:
-        kind, names, members = record
-        said = [packer.say(member, (where, ".{}", name)) for name, member in zip(names, members, strict=True)]
-        return Record(kind, type_name(value), names, said)
+    parts = objects.records.parts(value)
+    if parts is not None:
+        record, members = parts
+        said = [packer.say(member, (where, ".{}", name)) for name, member in zip(record.keys, members, strict=True)]
+        return Record(record.kind, record.type_name, record.keys, said)
     plain = next((base for base in (str, bytes, float, int) if isinstance(value, base)), None)
-    if plain is not None and not _has_own(value):
+    if plain is not None and not has_own(value):
         return packer.say(plain(value), where)
     handle = objects.export(value)
     return Ref("object", handle, "", "", type_name(value), protocols(value))
-
-
-def type_name(value: object) -> str:
-    """Return the qualified name of the class of `value`."""
-    kind = type(value)
-    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _module(packer: Packer, module: torch.nn.Module, objects: Objects) -> Ref:
@@ -49,36 +43,6 @@ def _module(packer: Packer, module: torch.nn.Module, objects: Objects) -> Ref:
     root, path = place
     objects.export(objects.get(root))  # counts it as sent
     return Ref("module", root, path)
-
-
-def _record(value: Any) -> tuple[Any, list[str], list[Any]] | None:
-    """Return kind, names and members of what crosses by value as a record."""
-    fields = getattr(type(value), "_fields", None)
-    if isinstance(value, tuple) and isinstance(fields, tuple):
-        return "namedtuple", list(fields), list(value)
-    if isinstance(value, tuple) and type(value).__module__ == "torch.return_types":
-        names = [name for name in dir(value) if not name.startswith("_") and name not in ("count", "index")]
-        names = [name for name in names if not name.startswith("n_") and not callable(getattr(value, name))]
-        names.sort(key=lambda name: next(i for i, member in enumerate(value) if member is getattr(value, name)))
-        return "namedtuple", names, list(value)
-    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return "mapping", list(value), list(dict.values(value))
-    if dataclasses.is_dataclass(value) and not isinstance(value, type) and not _has_own(value):
-        names = [field.name for field in dataclasses.fields(value)]
-        return "dataclass", names, [getattr(value, name) for name in names]
-    return None
-
-
-def _has_own(value: object) -> bool:
-    """Return whether the class adds public methods or properties: then the object is more than its data."""
-    builtin = (object, str, bytes, float, int)
-    for kind in type(value).__mro__:
-        if kind in builtin:
-            continue
-        for name, member in vars(kind).items():
-            if not name.startswith("_") and (callable(member) or isinstance(member, property | classmethod)):
-                return True
-    return False
 
 
 def describe(packer: Packer, root: torch.nn.Module, handle: int, objects: Objects) -> ModuleSpec:

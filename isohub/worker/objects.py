@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from isohub.worker.records import Records
 from isohub.worker.trees import Trees
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Objects:
         # Sub-modules of the module trees that the parent has: id -> (handle of the root, path).
         self._places: dict[int, tuple[int, str]] = {}
         self.trees = Trees()
+        self.records = Records()
 
     def __len__(self) -> int:
         return len(self._by_handle)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -137,6 +138,25 @@ REPO = """
         return types.SimpleNamespace(double=lambda x: x * 2, name="ops")
 
 
+    class Loader:
+        def __init__(self):
+            self.at = 0
+
+        def __iter__(self):
+            self.at = 0
+            return self
+
+        def __next__(self):
+            self.at += 1
+            if self.at > 3:
+                raise StopIteration
+            return self.at
+
+
+    def loader():
+        return Loader()
+
+
     def counting(n):
         for i in range(n):
             yield i, torch.full((2,), float(i))
@@ -240,6 +260,23 @@ def test_generator_is_read_in_turn(repo: str, forkserver: int):
     assert [i for i, _ in counting] == [1, 2]
     with pytest.raises(StopIteration):
         next(counting)
+
+
+def test_iterator_that_starts_anew_is_read_to_its_end(repo: str, forkserver: int):
+    """An object whose `__iter__` starts it anew is asked for an iterator once a loop, and for its items then."""
+    loader = isohub.load(repo, "loader")
+
+    assert [item for item, _ in zip(loader, range(10), strict=False)] == [1, 2, 3]
+    assert [item for item, _ in zip(loader, range(10), strict=False)] == [1, 2, 3]
+
+
+def test_equality_with_what_cannot_cross_is_false(repo: str, shelf: Any):
+    """Compared with an object of another worker, or one that cannot be sent, an object is not equal to it."""
+    other = isohub.load(repo.replace("@v1", "@v2"), "shelf", "a", [1, 2])
+
+    assert shelf != other
+    assert shelf != threading.Lock()
+    assert [threading.Lock(), other, shelf].index(shelf) == 2
 
 
 def test_modules_and_classes(repo: str, forkserver: int):
