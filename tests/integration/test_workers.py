@@ -98,9 +98,15 @@ def test_call_inside_a_call_is_refused(repo_of: RepoOf):
 
 def test_request_that_cannot_be_said_costs_nothing(repo_of: RepoOf):
     """After a request that could not be written, the worker still draws the numbers that come next."""
-    repo = repo_of(
-        "import torch\n\ndef box():\n    class Box:\n        draw = staticmethod(lambda: torch.rand(2))\n    return Box()\n"
-    )
+    repo = repo_of("""
+        import torch
+
+        class Box:
+            draw = staticmethod(lambda: torch.rand(2))
+
+        def box():
+            return Box()
+    """)
     torch.manual_seed(3)
     expected = [torch.rand(2), torch.rand(2)]
 
