@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from isohub import errors
     from isohub.api import Repo, help, list, load, shutdown, workers
+    from isohub.authoring import pretrained
+    from isohub.hub.directories import get_dir, set_dir
+    from isohub.hub.download import download_url_to_file
+    from isohub.hub.weights import load_state_dict_from_url
     from isohub.model.module import IsolatedModule
     from isohub.model.objects import RemoteObject
     from isohub.options import Isolation
@@ -25,10 +29,15 @@ __all__ = [
     "RepoRef",
     "Worker",
     "__version__",
+    "download_url_to_file",
     "errors",
+    "get_dir",
     "help",
     "list",
     "load",
+    "load_state_dict_from_url",
+    "pretrained",
+    "set_dir",
     "shutdown",
     "workers",
 ]
@@ -40,9 +49,14 @@ _HOMES = {
     "Repo": "isohub.api",
     "RepoRef": "isohub.refs",
     "Worker": "isohub.supervisor.worker",
+    "download_url_to_file": "isohub.hub.download",
+    "get_dir": "isohub.hub.directories",
     "help": "isohub.api",
     "list": "isohub.api",
     "load": "isohub.api",
+    "load_state_dict_from_url": "isohub.hub.weights",
+    "pretrained": "isohub.authoring",
+    "set_dir": "isohub.hub.directories",
     "shutdown": "isohub.api",
     "workers": "isohub.api",
 }

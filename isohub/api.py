@@ -12,17 +12,15 @@ import os
 from typing import TYPE_CHECKING, Any, Literal
 
 from isohub import trace
-from isohub.errors import missing_hubconf
-from isohub.hub.cache import Cache
-from isohub.hub.checkout import Checkout
-from isohub.hub.fetch import fetch
-from isohub.hub.resolve import resolve
+from isohub.hub.lock import using
+from isohub.hub.pipeline import Request
 from isohub.model.in_process import load_in_process
 from isohub.model.tree import ProxyTable, stamp
 from isohub.options import Isolation
 from isohub.refs import RepoRef
 from isohub.supervisor.registry import Registry
 from isohub.supervisor.worker import Worker
+from isohub.wire.messages import Verb
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -30,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Repo", "help", "list", "load", "shutdown", "workers"]
 
 Returns = Literal["module", "state_dict"]
+Protocol = Literal["HTTPS", "SSH"]
 
 _registry = Registry(ProxyTable)
 
@@ -39,29 +38,41 @@ def load(
     model: str,
     *args: Any,
     source: str = "github",
-    trust_repo: bool | str = "check",
+    trust_repo: bool | Literal["check"] = "check",
     force_reload: bool = False,
     verbose: bool = True,
     skip_validation: bool = False,
+    git_host: str | None = None,
+    commit: str | None = None,
+    protocol: Protocol = "HTTPS",
+    use_cache: bool = True,
     isolate: bool | Isolation = True,
     returns: Returns = "module",
     **kwargs: Any,
 ) -> Any:
     """Load a model from a hub repository, in a worker process of its own.
 
-    The keywords up to `skip_validation` are torch.hub's. Those of isohub's own are two, so that they hide
-    few of an entrypoint's; `Repo(...).load` hides none.
+    The keywords up to `skip_validation` are torch.hub's, the four after it MegEngine Hub's. Those of isohub's
+    own are two, so that they hide few of an entrypoint's; `Repo(...).load` hides none.
 
     Args:
-        repo_or_dir: Which repository: a folder (`pathlib.Path`, or a text with `source="local"`), or
-            `git+file:///path.git@ref` with a branch, a tag, or a full or short commit.
+        repo_or_dir: Which repository: `owner/name[:ref]`, `git+https://...@ref`, `git+ssh://...@ref`,
+            `git+file:///path.git@ref`, or a folder (`pathlib.Path`, or a text with `source="local"`). A ref is a
+            branch, a tag, or a full or short commit.
         model: Name of an entrypoint in its hubconf.py.
         *args: Arguments of the entrypoint.
-        source: `"local"` for a folder. `"github"` and `"gitlab"` are understood, but not fetched yet.
-        trust_repo: For remote sources. Folders and `git+file:` are your own, as in torch.hub.
-        force_reload: For remote sources. Folders and `git+file:` are looked at with every load.
-        verbose: Whether what the repository prints while it loads is passed on.
-        skip_validation: For remote sources.
+        source: Where `owner/name` lies: `"github"`, `"gitlab"`, ...; `"local"` for a folder.
+        trust_repo: Whether code of another machine may run: `"check"` asks on a terminal unless it is trusted
+            already, and is an error where there is none; True trusts it from now on; False always asks. Folders
+            and `git+file:` are your own, as in torch.hub.
+        force_reload: Whether to ask the host again what the ref stands for, and to check every file.
+        verbose: Whether to say where the files come from, and to pass on what the repository prints.
+        skip_validation: Whether to take a commit that no branch or tag of the repository leads to, such as
+            one of a fork.
+        git_host: Another host for `owner/name`, with a port if it has one.
+        commit: The commit to take, instead of a ref.
+        protocol: `"HTTPS"` or `"SSH"`, for `owner/name`.
+        use_cache: False is `force_reload=True`.
         isolate: True, or an `Isolation` with settings of the worker; False to load in this process, as
             torch.hub does.
         returns: `"module"` for what the entrypoint returns; `"state_dict"` for its state dict alone, as a
@@ -75,7 +86,9 @@ def load(
     Raises:
         RefError: The text names no repository.
         ResolveError: The repository has no such ref, or cannot be asked.
+        UntrustedRepoError: The repository is of another machine, and nobody trusted it.
         FetchError: The commit's files cannot be brought.
+        LockError: The lock has another commit.
         FileNotFoundError: There is no hubconf.py.
         MissingDependencyError: hubconf.py names packages that are not installed.
         EntrypointError: hubconf.py has no such entrypoint.
@@ -89,7 +102,19 @@ def load(
         >>> v2 = isohub.load("git+file:///srv/models.git@v2", "resnet18", weights=None)
         >>> (v1(image) - v2(image)).abs().max()
     """
-    repo = Repo(repo_or_dir, source=source, isolate=isolate, returns=returns, verbose=verbose)
+    repo = Repo(
+        repo_or_dir,
+        source=source,
+        trust_repo=trust_repo,
+        force_reload=force_reload or not use_cache,
+        verbose=verbose,
+        skip_validation=skip_validation,
+        git_host=git_host,
+        commit=commit,
+        protocol=protocol,
+        isolate=isolate,
+        returns=returns,
+    )
     return repo.load(model, *args, **kwargs)
 
 
@@ -97,10 +122,14 @@ def list(
     github: str | os.PathLike[str],
     force_reload: bool = False,
     skip_validation: bool = False,
-    trust_repo: bool | str = "check",
+    trust_repo: bool | Literal["check"] = "check",
     verbose: bool = True,
     *,
     source: str = "github",
+    git_host: str | None = None,
+    commit: str | None = None,
+    protocol: Protocol = "HTTPS",
+    use_cache: bool = True,
     isolate: Literal[True] | Isolation = True,
 ) -> builtins.list[str]:
     """Return the names of the entrypoints of a repository, sorted.
@@ -114,7 +143,19 @@ def list(
         >>> isohub.list("git+file:///srv/models.git@v1")
         ['resnet18', 'resnet50']
     """
-    return Repo(github, source=source, isolate=isolate, verbose=verbose).list()
+    repo = Repo(
+        github,
+        source=source,
+        trust_repo=trust_repo,
+        force_reload=force_reload or not use_cache,
+        verbose=verbose,
+        skip_validation=skip_validation,
+        git_host=git_host,
+        commit=commit,
+        protocol=protocol,
+        isolate=isolate,
+    )
+    return repo.list()
 
 
 def help(
@@ -122,9 +163,13 @@ def help(
     model: str,
     force_reload: bool = False,
     skip_validation: bool = False,
-    trust_repo: bool | str = "check",
+    trust_repo: bool | Literal["check"] = "check",
     *,
     source: str = "github",
+    git_host: str | None = None,
+    commit: str | None = None,
+    protocol: Protocol = "HTTPS",
+    use_cache: bool = True,
     isolate: Literal[True] | Isolation = True,
 ) -> str | None:
     """Return the docstring of an entrypoint; None when it has none.
@@ -137,7 +182,18 @@ def help(
     Example:
         >>> print(isohub.help("git+file:///srv/models.git@v1", "resnet18"))
     """
-    return Repo(github, source=source, isolate=isolate).help(model)
+    repo = Repo(
+        github,
+        source=source,
+        trust_repo=trust_repo,
+        force_reload=force_reload or not use_cache,
+        skip_validation=skip_validation,
+        git_host=git_host,
+        commit=commit,
+        protocol=protocol,
+        isolate=isolate,
+    )
+    return repo.help(model)
 
 
 class Repo:
@@ -149,18 +205,15 @@ class Repo:
     the modules that came from there: they keep their weights, and refuse to be called.
 
     Args:
-        repo_or_dir: As in `load`.
-        source: As in `load`.
-        isolate: As in `load`.
-        returns: As in `load`.
-        verbose: As in `load`.
+        repo_or_dir: As in `load`; so are all the others but `lock`.
+        lock: A lock file that the commit and the files must agree with; without one, that of `ISOHUB_LOCK`.
 
     Attributes:
         ref: What was asked for, parsed.
         checkout: The files.
 
     Raises:
-        RefError, ResolveError, FetchError, FileNotFoundError: As `load`.
+        RefError, ResolveError, UntrustedRepoError, FetchError, LockError, FileNotFoundError: As `load`.
 
     Example:
         >>> with isohub.Repo("git+file:///srv/models.git@feat/x") as repo:
@@ -172,20 +225,35 @@ class Repo:
         repo_or_dir: str | os.PathLike[str],
         *,
         source: str = "github",
+        trust_repo: bool | Literal["check"] = "check",
+        force_reload: bool = False,
+        verbose: bool = True,
+        skip_validation: bool = False,
+        git_host: str | None = None,
+        commit: str | None = None,
+        protocol: Protocol = "HTTPS",
+        lock: str | os.PathLike[str] | None = None,
         isolate: bool | Isolation = True,
         returns: Returns = "module",
-        verbose: bool = True,
     ) -> None:
         self._isolation = _isolation(isolate)
         if returns not in ("module", "state_dict"):
             raise ValueError(f'Unknown returns: {returns!r}. Allowed values: "module" | "state_dict".')
-        self.ref = RepoRef.parse(repo_or_dir, source=source)
+        self.ref = RepoRef.parse(repo_or_dir, source=source, git_host=git_host, protocol=protocol, commit=commit)
+        self._request = Request(
+            ref=self.ref,
+            trust_repo=trust_repo,
+            force_reload=force_reload,
+            skip_validation=skip_validation,
+            verbose=verbose,
+            lock=lock,
+        )
         self._returns: Returns = returns
         self._verbose = verbose
         self._workers: builtins.list[Worker] = []
         if self._isolation is not None:
             _registry.warm_up()  # it imports torch while we resolve and fetch
-        self.checkout = _checkout(self.ref)
+        self.checkout = self._request.checkout()
 
     def __repr__(self) -> str:
         return f"<Repo {self.ref} commit={self.commit}>"
@@ -205,12 +273,12 @@ class Repo:
 
     def list(self) -> builtins.list[str]:
         """Return the names of the entrypoints, sorted. See `isohub.list`."""
-        names: builtins.list[str] = self._ready().request("list", muted=not self._verbose)
+        names: builtins.list[str] = self._ask("list")
         return names
 
     def help(self, model: str) -> str | None:
         """Return the docstring of an entrypoint; None when it has none. See `isohub.help`."""
-        text: str | None = self._ready().request("help", name=_name(model), muted=not self._verbose)
+        text: str | None = self._ask("help", name=_name(model))
         return text
 
     def load(self, model: str, /, *args: Any, **kwargs: Any) -> Any:
@@ -220,11 +288,7 @@ class Repo:
             if self._isolation is None:
                 result = load_in_process(self.checkout.root, name, args, kwargs)
                 return result.state_dict() if self._returns == "state_dict" else result
-            worker = self._ready()
-            with trace.step("model.build", worker=worker.label, entrypoint=name):
-                result = worker.request(
-                    "build", args, kwargs, name=name, returns=self._returns, muted=not self._verbose
-                )
+            result = self._ask("build", args, kwargs, name=name, returns=self._returns)
             stamp(result, name)
             return result
 
@@ -233,10 +297,16 @@ class Repo:
         while self._workers:
             _registry.release(self._workers.pop())
 
+    def _ask(self, verb: Verb, *arguments: Any, **fields: Any) -> Any:
+        worker = self._ready()
+        # What the worker's code fetches meanwhile is held against the lock as well.
+        with trace.step(f"model.{verb}", worker=worker.label), using(self._request.lock):
+            return worker.request(verb, *arguments, muted=not self._verbose, **fields)
+
     def _ready(self) -> Worker:
         """Return a worker for the files as they are: a new one if the last has ended, or a tree was edited."""
         if self.ref.is_local_tree:
-            self.checkout = _checkout(self.ref)
+            self.checkout = self._request.checkout()
         worker = _registry.worker(self.checkout, self._isolation or Isolation())
         if worker in self._workers and not worker.isolation.dedicated:
             _registry.release(worker)  # it counts once for this object
@@ -260,14 +330,6 @@ def shutdown() -> None:
     Modules that were loaded keep their weights, and refuse to be called. The next load starts afresh.
     """
     _registry.shutdown()
-
-
-def _checkout(ref: RepoRef) -> Checkout:
-    with trace.step("hub.checkout", repo=str(ref)):
-        checkout = fetch(resolve(ref), Cache())
-    if not (checkout.root / "hubconf.py").is_file():
-        raise missing_hubconf(checkout.root)
-    return checkout
 
 
 def _isolation(isolate: bool | Isolation) -> Isolation | None:

@@ -6,7 +6,12 @@
     └── IsohubError                 every error of ours, so that one `except` catches all
         ├── RefError                (ValueError) the repo text cannot be read
         ├── ResolveError            (ValueError) the repo has no such ref, or cannot be asked
-        ├── FetchError              (OSError) the files of a commit could not be brought
+        ├── FetchError              (OSError) the files of a commit, or weights, could not be brought
+        │   ├── UnreachableError    the host gave no answer, or the network may not be used
+        │   └── ArchiveError        the archive is not what it should be
+        ├── HashMismatchError       (RuntimeError) a file was brought, and is not the one that was meant
+        ├── LockError               isohub.lock does not have what is loaded, or has something else
+        ├── UntrustedRepoError      nobody said that this repository's code may run
         ├── EntrypointError         (RuntimeError, LookupError) hubconf.py has no such entrypoint
         ├── MissingDependencyError  (RuntimeError) hubconf.py names packages that are not installed
         ├── RemoteError             the repository's code raised; carries the remote traceback
@@ -26,21 +31,27 @@ caller to mend, the second means that the worker must not be believed any more.
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 
 __all__ = [
+    "ArchiveError",
     "BrokenWorkerError",
     "EntrypointError",
     "FetchError",
     "ForeignProcessError",
+    "HashMismatchError",
     "IsohubError",
     "LocalProtocolError",
+    "LockError",
     "MissingDependencyError",
     "ProtocolError",
     "RefError",
     "RemoteError",
     "RemoteProtocolError",
     "ResolveError",
+    "UnreachableError",
+    "UntrustedRepoError",
     "WorkerClosedError",
     "WorkerError",
     "WorkerStartError",
@@ -79,16 +90,86 @@ class ResolveError(IsohubError, ValueError):
 
 
 class FetchError(IsohubError, OSError):
-    """The files of a commit could not be brought to this machine.
+    """Something could not be brought to this machine: a list of refs, the files of a commit, weights.
 
     Attributes:
-        url: Where they were asked for.
-        commit: The commit, 40 hexadecimal digits.
+        url: Where it was asked for.
+        commit: The commit, 40 hexadecimal digits; None when none is known yet.
+        status: The HTTP status of the answer; None when there was none.
+        limit: How many requests the host allows in a while; None when it does not say.
+        reset_at: When it allows more; None when it does not say.
+        token_variable: The environment variable whose token this host would take; None when it has none.
     """
 
-    def __init__(self, message: str, *, url: str = "", commit: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        url: str = "",
+        commit: str | None = None,
+        status: int | None = None,
+        limit: int | None = None,
+        reset_at: datetime | None = None,
+        token_variable: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.url = url
+        self.commit = commit
+        self.status = status
+        self.limit = limit
+        self.reset_at = reset_at
+        self.token_variable = token_variable
+
+
+class UnreachableError(FetchError):
+    """The host gave no answer at all, or the network may not be used (`ISOHUB_OFFLINE=1`)."""
+
+
+class ArchiveError(FetchError):
+    """An archive is not what it should be, or would write outside of its folder. Nothing of it was kept."""
+
+
+class HashMismatchError(IsohubError, RuntimeError):
+    """A file came whole, and its SHA-256 does not begin as it should.
+
+    Attributes:
+        url: Where it came from.
+        expected: How the hash should begin, hexadecimal.
+        actual: The whole hash of what came.
+    """
+
+    def __init__(self, message: str, *, url: str = "", expected: str = "", actual: str = "") -> None:
+        super().__init__(message)
+        self.url = url
+        self.expected = expected
+        self.actual = actual
+
+
+class LockError(IsohubError):
+    """A load would differ from the lock file, or there is no such file, or it cannot be read.
+
+    Attributes:
+        expected: The commit or hash that is locked; `""` if nothing is.
+        actual: What it is in truth; `""` if that is not known.
+    """
+
+    def __init__(self, message: str, *, expected: str = "", actual: str = "") -> None:
+        super().__init__(message)
+        self.expected = expected
+        self.actual = actual
+
+
+class UntrustedRepoError(IsohubError):
+    """A repository is not trusted: it was refused on the terminal, or there was no terminal to ask on.
+
+    Attributes:
+        repo: The repository, as it is named in the list of trusted ones, e.g. `"owner/name"`.
+        commit: The commit that was to run; None if it is not known yet.
+    """
+
+    def __init__(self, message: str, *, repo: str = "", commit: str | None = None) -> None:
+        super().__init__(message)
+        self.repo = repo
         self.commit = commit
 
 

@@ -2,10 +2,12 @@
 
 ::
 
-    text                                            kind    url
-    owner/name[:ref]        owner/name@<commit>     hub     https://github.com/owner/name
-    git+file:///path[@ref]  git+https://  git+ssh://  git   the same without `git+` and `@ref`
-    a folder: pathlib.Path, source="local", file://   local   its absolute path
+    text                                                kind    url
+    owner/name[:ref]        owner/name@<commit>         hub     https://github.com/owner/name
+    host[:port]/owner/name[:ref]   https://host/...     hub     https://host:port/owner/name
+    git+file:///path[@ref]  git+https://  git+ssh://    git     the same without `git+` and `@ref`
+    git@host:owner/name.git[@ref]                       git     ssh://git@host/owner/name.git
+    a folder: pathlib.Path, source="local", file://     local   its absolute path
 
 Nothing is asked of a network here. The disk is looked at for two things alone: a folder must exist,
 and an `@` inside the path of a `git+file:` URL is told from the one that separates the ref.
@@ -16,30 +18,36 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
 from urllib.parse import quote, unquote_to_bytes
 
 from isohub.errors import RefError
+from isohub.servers import SOURCES, Server
 
 __all__ = ["FORMS", "RepoRef"]
 
 FORMS = (
-    "owner/name, owner/name:ref, owner/name@<commit of 40 hex digits>, "
+    "owner/name, owner/name:ref, owner/name@<commit of 40 hex digits>, host[:port]/owner/name:ref, "
     "git+file:///path[@ref][#subdirectory=x], git+https://host/path[@ref], git+ssh://git@host/path[@ref], "
+    "git@host:owner/name.git[@ref], "
     'or a folder (a pathlib.Path, or source="local")'
 )
 
-_HOSTS = {"github": "github.com", "gitlab": "gitlab.com"}
-_SOURCES = (*_HOSTS, "local")
-# Both hosts allow no other characters in names. The ref may hold "/" and "@", but git forbids ":" in it.
+_SOURCES = (*SOURCES, "local")
+_PROTOCOLS = ("HTTPS", "SSH")
+# No host allows other characters in names. The ref may hold "/" and "@", but git forbids ":" in it. A server is
+# told from an owner by a dot or a port, and by the two names after it.
 _HUB = re.compile(
-    r"(?:(?P<host>github\.com|gitlab\.com)/)?(?P<owner>[\w.-]+)/(?P<name>[\w.-]+)"
+    r"(?:(?P<server>https?://[^/\s@]+|[\w-]+(?:\.[\w-]+)+(?::\d+)?|[\w-]+:\d+)/(?=[^:@#]+/))?"
+    r"(?P<owner>[\w.-]+(?:/[\w.-]+)*)/(?P<name>[\w.-]+)"
     r"(?::(?P<ref>[^:\s]+?)|@(?P<commit>[0-9a-fA-F]{40}))?(?:#subdirectory=(?P<subdirectory>.+))?",
     re.ASCII,
 )
+_SCP = re.compile(r"(?:git\+)?(?P<user>[\w.-]+)@(?P<host>[\w.-]+|\[[0-9a-fA-F:]+\]):(?P<path>(?!//)[^:]+)", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHORT_COMMIT = re.compile(r"[0-9a-f]{4,39}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -91,17 +99,31 @@ class RepoRef:
                 )
 
     @classmethod
-    def parse(cls, repo: str | os.PathLike[str], *, source: str = "github") -> RepoRef:
+    def parse(
+        cls,
+        repo: str | os.PathLike[str],
+        *,
+        source: str = "github",
+        git_host: str | None = None,
+        protocol: str = "HTTPS",
+        commit: str | None = None,
+    ) -> RepoRef:
         """Read what a user wrote.
+
+        A text that names a server or folder itself is not changed by `source`, `git_host` and `protocol`.
 
         Args:
             repo: One of `FORMS`.
-            source: Where a plain `owner/name` lies: `"github"` or `"gitlab"`; or `"local"`, which makes
-                the text the path of a folder. A `git+` or `file://` URL and a `pathlib.Path` say
-                themselves what they are.
+            source: Where a plain `owner/name` lies: `"github"`, `"gitlab"`, `"gitee"`, `"bitbucket"` or
+                `"codeberg"`; or `"local"`, which makes the text the path of a folder.
+            git_host: Another server of that kind, such as a company's own: `git.example.com`, with a port if
+                need be.
+            protocol: `"HTTPS"`, or `"SSH"` for a plain `owner/name` that is read with the user's ssh keys.
+            commit: The commit to take, full or short, whatever ref the text names.
 
         Raises:
-            RefError: The text is none of the forms, the folder does not exist, or the source is unknown.
+            RefError: The text is none of the forms, the folder does not exist, the source, protocol or server
+                is unknown, or a commit was asked of a folder.
             TypeError: `repo` is neither a text nor a path.
 
         Example:
@@ -110,18 +132,22 @@ class RepoRef:
         """
         if not isinstance(repo, str | os.PathLike):
             raise TypeError(f"A repository is named by a text or a path, not by {repo!r}. Allowed: {FORMS}")
-        where = str(source).lower()
-        if where not in _SOURCES:
-            allowed = " | ".join(f'"{name}"' for name in _SOURCES)
-            raise RefError(f'Unknown source: "{source}". Allowed values: {allowed}.', text=str(source))
+        where = _one_of("source", source, _SOURCES).lower()
+        scheme = _one_of("protocol", protocol, _PROTOCOLS).upper()
         if not isinstance(repo, str):
-            return _parse_folder(os.fsdecode(repo))
-        if repo.startswith("git+"):
-            return _parse_git(repo)
-        if repo.startswith("file://"):
+            parsed = _parse_folder(os.fsdecode(repo))
+        elif scp := _SCP.fullmatch(repo.partition("#")[0]):
+            parsed = _parse_scp(scp, repo)
+        elif repo.startswith("git+"):
+            parsed = _parse_git(repo)
+        elif repo.startswith("file://"):
             path, subdirectory = _split_fragment(repo)
-            return _parse_folder(_decode(_path_of_file_url(path, repo)), subdirectory)
-        return _parse_folder(repo) if where == "local" else _parse_hub(repo, _HOSTS[where])
+            parsed = _parse_folder(_decode(_path_of_file_url(path, repo)), subdirectory)
+        elif where == "local":
+            parsed = _parse_folder(repo)
+        else:
+            parsed = _parse_hub(repo, git_host or SOURCES[where], scheme)
+        return parsed if commit is None else _pinned(parsed, commit)
 
     def __str__(self) -> str:
         """Return a text that `parse` reads back as the same, without a `source`."""
@@ -131,13 +157,25 @@ class RepoRef:
         if self.kind == "git":
             wanted = self.ref or self.commit
             return f"git+{self.url}{'' if wanted is None else '@' + _encode(wanted)}{end}"
-        host = "" if self.host == _HOSTS["github"] else f"{self.host}/"
+        host = "" if self.host == SOURCES["github"] else f"{self.host}/"
+        if self.url.startswith("http://"):
+            host = f"http://{host}"
         return f"{host}{self.owner}/{self.name}{self._ending(self.commit)}{end}"
 
     @property
     def is_local_tree(self) -> bool:
         """Whether this is a folder that is used in place, rather than a commit that is fetched."""
         return self.kind == "local"
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it lies on another machine, as far as its URL tells."""
+        return bool(self.host)
+
+    @property
+    def identity(self) -> str:
+        """What it is however it is reached: by https or ssh, with or without `.git` at the end."""
+        return f"{self.host}/{self.owner}/{self.name}" if self.host else self.url
 
     @property
     def label(self) -> str:
@@ -164,26 +202,55 @@ class RepoRef:
         return f":{self.ref}" if self.ref else ""
 
 
-def _parse_hub(text: str, host: str) -> RepoRef:
+def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> str:
+    if str(value).lower() not in {name.lower() for name in allowed}:
+        shown = " | ".join(f'"{name}"' for name in allowed)
+        raise RefError(f'Unknown {what}: "{value}". Allowed values: {shown}.', text=str(value))
+    return str(value)
+
+
+def _parse_hub(text: str, git_host: str, protocol: str) -> RepoRef:
     match = _HUB.fullmatch(text)
-    if match is None:
+    server = None if match is None else Server.parse(match["server"] or git_host)
+    if match is None or server is None or ("/" in match["owner"] and not server.has_groups):
         if _is_dir(text):
             raise RefError(
                 f'{text!r} is an existing directory: did you mean source="local"? Allowed forms: {FORMS}',
                 text=text,
             )
         raise _names_nothing(text)
-    host = match["host"] or host
+    path = f"{match['owner']}/{match['name'].removesuffix('.git')}"
+    ssh = protocol == "SSH" and not match["server"]
     return RepoRef(
-        kind="hub",
-        host=host,
+        kind="git" if ssh else "hub",
+        host=server.host,
         owner=match["owner"],
-        name=match["name"],
+        name=match["name"].removesuffix(".git"),
         ref=match["ref"],
         commit=match["commit"] and match["commit"].lower(),
-        url=f"https://{host}/{match['owner']}/{match['name']}",
+        url=f"ssh://git@{server.host}/{path}.git" if ssh else f"{server.url}/{path}",
         subdirectory=match["subdirectory"] and _subdirectory(match["subdirectory"]),
     )
+
+
+def _parse_scp(match: re.Match[str], text: str) -> RepoRef:
+    path = match["path"]
+    if not path.startswith("/"):
+        # Hosting services log everybody in as `git` and count from their top; elsewhere it is one's home.
+        path = f"/{path}" if match["user"] == "git" else f"/~/{path}"
+    _, mark, fragment = text.partition("#")
+    return _parse_git(f"git+ssh://{match['user']}@{match['host']}{path}{mark}{fragment}")
+
+
+def _pinned(parsed: RepoRef, commit: str) -> RepoRef:
+    wanted = str(commit).lower()
+    if parsed.is_local_tree:
+        raise RefError(f"A folder is used as it is: it has no commit {commit!r}", text=parsed.url)
+    if _COMMIT.fullmatch(wanted):
+        return replace(parsed, ref=None, commit=wanted)
+    if not _SHORT_COMMIT.fullmatch(wanted):
+        raise RefError(f"A commit is 4 to 40 hexadecimal digits, not {commit!r}", text=parsed.url)
+    return replace(parsed, ref=wanted, commit=None)
 
 
 def _parse_folder(text: str, subdirectory: str | None = None) -> RepoRef:
@@ -211,7 +278,7 @@ def _parse_git(text: str) -> RepoRef:
         # normpath leaves two leading slashes, which POSIX lets mean something of its own.
         path = "/" + os.path.normpath(_decode(raw)).lstrip("/")
         host, url = "", f"file://{_encode(path)}"
-    elif scheme in {"https", "ssh"}:
+    elif scheme in {"https", "http", "ssh"}:
         raw, at, after = url.removeprefix(f"{scheme}://").partition("/")[2].partition("@")
         ref = after if at else None  # an empty ref is refused, so None must mean that there was none
         path = _decode(raw).strip("/")
@@ -238,10 +305,12 @@ def _server_of(url: str, scheme: str) -> tuple[str, str]:
     """Return `("git@host:22", "host:22")` for `ssh://git@host:22/path`."""
     server = url.removeprefix(f"{scheme}://").partition("/")[0]
     user, _, host = server.rpartition("@")
-    if not host or ":" in user or (user and scheme == "https"):
+    if not host or ":" in user or (user and scheme != "ssh"):
         # The error may end up in a log, so it does not repeat a password.
         shown = _without_user(url)
         raise RefError(f"A git URL names a host, and no password or token: {shown!r}", text=shown)
+    if scheme != "ssh":
+        Server.parse(f"{scheme}://{host}")  # it refuses plain http to other machines
     return server, host.lower()
 
 

@@ -16,6 +16,9 @@ class SourceName(str, Enum):
 
     GITHUB = "github"
     GITLAB = "gitlab"
+    GITEE = "gitee"
+    BITBUCKET = "bitbucket"
+    CODEBERG = "codeberg"
     LOCAL = "local"
 
 

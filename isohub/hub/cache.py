@@ -9,6 +9,7 @@
         hub/          the private hub folder of this commit's workers
         cwd/          where they run
         pycache/      their bytecode
+      refs/<host>/<owner>/<name>/<ref>.json         what a ref stood for: see ref_memory.py
       trees/<hash of the path>-<name>/{hub,cwd}/    the same for working trees, whose files stay in place
       locks/          a lock for each checkout that was ever made; they stay
       tmp/            checkouts in the making: see scratch.py
@@ -36,6 +37,7 @@ from filelock import FileLock
 from isohub.errors import FetchError
 from isohub.hub import tree
 from isohub.hub.checkout import Checkout, Resolved
+from isohub.hub.ref_memory import RefMemory
 from isohub.hub.scratch import scratch
 
 __all__ = ["Cache", "hub_dir"]
@@ -67,21 +69,30 @@ class Cache:
 
     Args:
         root: Its folder; None for `<hub_dir>/isohub`. It is made when something is put into it.
+
+    Attributes:
+        root: Its folder.
+        refs: What refs stood for when their hosts were asked.
     """
 
     def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
         self.root = Path(hub_dir() / "isohub" if root is None else root).expanduser().absolute()
+        self.refs = RefMemory(self.root)
 
     def __repr__(self) -> str:
         return f"<Cache {self.root}>"
+
+    def has(self, resolved: Resolved) -> bool:
+        """Tell whether a commit was put here. `find` says whether it is whole as well."""
+        return resolved.commit is not None and (self._folder_of(resolved) / _METADATA).is_file()
 
     def find(self, resolved: Resolved) -> Checkout | None:
         """Return the checkout of a commit if it is here and whole, else None."""
         folder = self._folder_of(resolved)
         try:
             metadata = json.loads((folder / _METADATA).read_bytes())
-            expected = (resolved.repo.url, resolved.commit, metadata["file_count"], metadata["size_bytes"])
-            if (metadata["url"], metadata["commit"], *tree.measure(folder / "files")) != expected:
+            expected = (resolved.repo.identity, resolved.commit, metadata["file_count"], metadata["size_bytes"])
+            if (metadata["identity"], metadata["commit"], *tree.measure(folder / "files")) != expected:
                 return None
             found = str(metadata["tree_hash"])
         except (OSError, ValueError, KeyError, TypeError):  # not there, cut short, or edited by somebody
@@ -89,22 +100,30 @@ class Cache:
         pycache = folder / "pycache"
         return self._open(folder, resolved, files=folder / "files", tree_hash=found, pycache=pycache)
 
-    def checkout(self, resolved: Resolved, fetch_into: Callable[[Path], None]) -> Checkout:
+    def checkout(
+        self, resolved: Resolved, fetch_into: Callable[[Path], str | None], *, verify: bool = False
+    ) -> Checkout:
         """Return the files of a commit, bringing them if they are not here; or a working tree as it is.
 
         Threads and processes that ask for one commit at once wait for each other, and one of them fetches.
 
         Args:
             resolved: Which commit.
-            fetch_into: Puts the files into the empty folder that it is given. If it raises, nothing stays.
+            fetch_into: Puts the files into the empty folder that it is given, and may return the URL that they
+                are from. If it raises, nothing stays.
+            verify: Whether to look at each byte of what is here, and bring it again if one is not as it was.
 
         Raises:
             FetchError: A working tree is gone.
             OSError: The cache cannot be written.
         """
-        if resolved.repo.is_local_tree:
+        if resolved.repo.is_local_tree or resolved.folder is not None:
             return self._working_tree(resolved)
-        if found := self.find(resolved):
+        found = self.find(resolved)
+        if found and verify and tree.tree_hash(found.files) != found.tree_hash:
+            self._distrust(found)
+            found = None
+        if found:
             return found
         folder = self._folder_of(resolved)
         with self._lock(folder):
@@ -141,22 +160,30 @@ class Cache:
             poll_interval=_POLL_INTERVAL_S,
         )
 
+    def _distrust(self, checkout: Checkout) -> None:
+        """See to it that nobody takes a checkout for whole any more."""
+        folder = checkout.files.parent
+        with self._lock(folder):
+            (folder / _METADATA).unlink(missing_ok=True)
+
     def _discard(self, folder: Path) -> None:
         if os.path.lexists(folder):
             _logger.warning("The checkout in %s is damaged: it is fetched again", folder)
             with self.scratch() as aside:
                 folder.rename(aside / "damaged")
 
-    def _store(self, folder: Path, resolved: Resolved, fetch_into: Callable[[Path], None]) -> None:
+    def _store(self, folder: Path, resolved: Resolved, fetch_into: Callable[[Path], str | None]) -> None:
         with self.scratch() as temporary:
             staging = temporary / "checkout"
             files = staging / "files"
             files.mkdir(parents=True)
-            fetch_into(files)
+            source = fetch_into(files)
             tree.make_read_only(files)
             file_count, size_bytes = tree.measure(files)
             metadata = {
+                "identity": resolved.repo.identity,
                 "url": resolved.repo.url,
+                "fetched_from": source or resolved.repo.url,
                 "owner": resolved.repo.owner,
                 "name": resolved.repo.name,
                 "commit": resolved.commit,
@@ -170,7 +197,7 @@ class Cache:
             staging.rename(folder)
 
     def _working_tree(self, resolved: Resolved) -> Checkout:
-        files = Path(resolved.repo.url)
+        files = resolved.folder or Path(resolved.repo.url)
         if not files.is_dir():
             raise FetchError(f"The folder {str(files)!r} is gone", url=resolved.repo.url)
         # The name is for people who look into the cache; 50 characters are at most 200 bytes.

@@ -22,11 +22,13 @@ class Resolved:
         commit: 40 hexadecimal digits; None for a working tree.
         ref_name: The branch or tag that was taken, by its real name, the default branch's included;
             None for a commit or a working tree.
+        folder: A folder of torch.hub's own that stands in for the commit while its host is out of reach.
     """
 
     repo: RepoRef
     commit: str | None
     ref_name: str | None
+    folder: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +68,7 @@ class Checkout:
     def key(self) -> str:
         """What a worker may be shared for: equal keys mean equal files, at equal places."""
         if self.commit is not None:
-            return f"{self.repo.url}@{self.commit}#{self.repo.subdirectory or ''}"
+            return f"{self.repo.identity}@{self.commit}#{self.repo.subdirectory or ''}"
         return f"{self.root}@{self.fingerprint or self._unshared}"
 
     def link_names(self, names: Iterable[str]) -> None:

@@ -4,36 +4,55 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import TextIO
 
 from isohub import trace
-from isohub.errors import FetchError
-from isohub.hub import hosts, tree
+from isohub.errors import FetchError, UnreachableError
+from isohub.hub import git_checkout, hosts, tree, uses
 from isohub.hub.cache import Cache
 from isohub.hub.checkout import Checkout, Resolved
+from isohub.hub.http import is_offline
 
 __all__ = ["fetch"]
 
 _logger = logging.getLogger("isohub.hub")
 
+_MAX_SHOWN = 20
 
-def fetch(resolved: Resolved, cache: Cache) -> Checkout:
+
+def fetch(resolved: Resolved, cache: Cache, *, force_reload: bool = False, verbose: bool = True) -> Checkout:
     """Return the files of a commit from the cache, bringing them first if they are not there.
 
     A commit that the cache has costs no git and no network. A working tree is used where it stands.
 
+    Args:
+        resolved: Which commit.
+        cache: Where it is kept.
+        force_reload: Whether to look at each byte of a commit that is there, and to bring it again if one is
+            not as it was fetched.
+        verbose: Whether to say, as torch.hub does, that a repository of another machine comes from the cache.
+
     Raises:
         FetchError: The files cannot be brought, lead out of their folder by a link, or cannot be kept.
+        UnreachableError: Their host does not answer, or may not be asked.
+        ArchiveError: Their archive would do harm.
+        LockError: The lock has another commit, or other files.
     """
+    was_here = True
 
-    def fetch_into(files: Path) -> None:
-        _bring(resolved, files, cache)
+    def fetch_into(files: Path) -> str:
+        nonlocal was_here
+        was_here = False
+        return _bring(resolved, files, cache)
 
-    with trace.step("hub.fetch", repo=str(resolved.repo), commit=resolved.commit):
+    with trace.step("hub.fetch", repo=str(resolved.repo), commit=resolved.commit) as step:
+        uses.expect(resolved)
         try:
-            checkout = cache.checkout(resolved, fetch_into)
+            checkout = cache.checkout(resolved, fetch_into, verify=force_reload)
         except FetchError:
             raise
         except OSError as error:
@@ -49,8 +68,25 @@ def fetch(resolved: Resolved, cache: Cache) -> Checkout:
                 url=resolved.repo.url,
                 commit=resolved.commit,
             )
+        step.fields.update(was_cached=was_here)
+        if was_here and resolved.repo.is_remote:
+            _say(f"Using cache found in {checkout.files}", sys.stderr if verbose else None)
         checkout.link_names(_hub_names(resolved))
+        uses.checkout(checkout)
         return checkout
+
+
+def _say(text: str, stream: TextIO | None) -> None:
+    """Say what torch.hub says, on the stream that it uses; and in the log."""
+    _logger.info("%s", text)
+    if stream is not None:
+        stream.write(f"{text}\n")
+        stream.flush()
+
+
+def _say_download(url: str, place: Path) -> None:
+    # torch.hub says this on stdout, whatever `verbose` is.
+    _say(f'Downloading: "{url}" to {place}', sys.stdout)
 
 
 def _hub_names(resolved: Resolved) -> tuple[str, ...]:
@@ -59,24 +95,37 @@ def _hub_names(resolved: Resolved) -> tuple[str, ...]:
     return resolved.repo.hub_folder_names + found.hub_folder_names
 
 
-def _bring(resolved: Resolved, files: Path, cache: Cache) -> None:
+def _bring(resolved: Resolved, files: Path, cache: Cache) -> str:
     repo, commit = resolved.repo, resolved.commit
     assert commit is not None, "a working tree is not fetched"
+    missing = f"Commit {commit} of {repo.url} is not in the cache {cache.root}"
+    if repo.is_remote and is_offline():
+        raise UnreachableError(f"{missing}, and ISOHUB_OFFLINE forbids the network", url=repo.url, commit=commit)
     _logger.info("Fetching %s: commit %s of %s", repo.label, commit, repo.url)
     with cache.scratch() as scratch:
         try:
-            submodules = hosts.host_of(repo).bring(repo, commit, files, scratch)
+            brought = hosts.host_of(repo).bring(repo, commit, files, scratch, _say_download)
+            _refuse_escapes(resolved, files)
+            found = git_checkout.pointers(files)
+            pointers = git_checkout.resolve_pointers(repo.url, files, found, scratch)
+        except UnreachableError as error:
+            raise UnreachableError(f"{missing}, and {error}", url=error.url, commit=commit) from error
         except FetchError as error:
-            message = f"Cannot fetch {commit} of {repo.url}: {error}"
-            raise FetchError(message, url=repo.url, commit=commit) from error
-    _refuse_escapes(resolved, files)
-    if submodules:
-        shown = ", ".join(map(repr, submodules))
-        warnings.warn(
-            f"{repo.label} has submodules, which are not fetched: their folders stay empty: {shown}",
-            UserWarning,
-            stacklevel=2,
-        )
+            error.url, error.commit = error.url or repo.url, commit
+            raise
+    _warn_of(f"{repo.label} has submodules, which are not fetched: their folders stay empty", brought.submodules)
+    _warn_of(
+        f"{repo.label} has files that Git LFS keeps elsewhere, and pointers in their place; git lfs is not "
+        "installed, or cannot bring them",
+        pointers,
+    )
+    return brought.url
+
+
+def _warn_of(text: str, paths: tuple[str, ...]) -> None:
+    if paths:
+        more = f" and {len(paths) - _MAX_SHOWN} more" if len(paths) > _MAX_SHOWN else ""
+        warnings.warn(f"{text}: {', '.join(map(repr, paths[:_MAX_SHOWN]))}{more}", UserWarning, stacklevel=3)
 
 
 def _refuse_escapes(resolved: Resolved, files: Path) -> None:

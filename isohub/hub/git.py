@@ -1,21 +1,31 @@
-"""The one place that runs the `git` program, with an environment that holds nothing of the caller's git.
+"""The one place that runs the `git` program.
 
 What comes out depends on the arguments alone: no configuration, attributes, hooks or templates of the
 user or the system, no variable of a git hook that this process may run in.
+
+Talking to another machine is the exception, and only that: there the user's own git knows the way in, by
+credential helpers, ssh, proxies and certificates. A token of the environment goes before these; it is handed
+on by a variable, since anybody can read the arguments of a program, and as a credential, which git gives to
+the named host alone.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
+from urllib.parse import urlsplit
 
-from isohub.errors import FetchError
+from isohub.errors import FetchError, UnreachableError
+from isohub.hub.http import ca_bundle
+from isohub.hub.tokens import token_of
 
-__all__ = ["DEFAULT_TIMEOUT_S", "GitError", "run"]
+__all__ = ["DEFAULT_TIMEOUT_S", "GitError", "is_installed", "run", "unreadable"]
 
 # Ten minutes bring 600 MB over a line of 1 MB/s; a git that hangs on a dead network disk ends at last.
 DEFAULT_TIMEOUT_S = 600.0
@@ -46,6 +56,20 @@ _VARIABLES = {
 }
 
 
+# What a user sets for the way to a server. The rest of git's variables is about some other repository.
+_KEPT_FOR_REMOTES = re.compile(
+    r"GIT_(ASKPASS|SSH|SSH_COMMAND|SSH_VARIANT|SSL_\w+|HTTP_\w+|PROXY_\w+|CONFIG_(GLOBAL|SYSTEM|NOSYSTEM|COUNT|KEY_\d+|"
+    r"VALUE_\d+)|TRACE\w*)"
+)
+_TOKEN_VARIABLE = "ISOHUB_GIT_TOKEN"  # noqa: S105 - the name of a variable
+
+
+_NO_ANSWER = re.compile(
+    r"Could not resolve host|Failed to connect|Couldn't connect|Connection (timed out|refused)|No route to host|"
+    r"Network is unreachable|Could not resolve hostname|Name or service not known|Operation timed out|Empty reply"
+)
+
+
 class GitError(FetchError):
     """`git` ran and failed.
 
@@ -58,22 +82,38 @@ class GitError(FetchError):
         self.stderr = stderr
 
 
-def run(args: Sequence[str], cwd: Path | None = None, timeout_s: float = DEFAULT_TIMEOUT_S) -> str:
+def is_installed() -> bool:
+    """Tell whether there is a `git` program."""
+    return shutil.which("git") is not None
+
+
+def run(
+    args: Sequence[str],
+    cwd: Path | None = None,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    *,
+    remote: str | None = None,
+    stdin: bytes = b"",
+    stdout: IO[bytes] | None = None,
+) -> str:
     """Run `git` and return its stdout; bytes that are not UTF-8 come as surrogate escapes.
 
     Args:
         args: The subcommand and its arguments. Never put a ref's name here unless `--` stands before it.
         cwd: Where it runs; None for the current folder.
         timeout_s: Seconds after which git, with all that it started, is killed.
+        remote: The URL on another machine that it talks to; then the user's own settings count.
+        stdin: What it reads.
+        stdout: Where its output goes, if it is not wanted as a text.
 
     Raises:
         GitError: It failed or took too long.
         FetchError: There is no `git` program.
     """
-    process = _start(args, cwd)
+    process = _start(args, cwd, _environment() if remote is None else _environment_for(remote), stdout)
     with process:
         try:
-            stdout, stderr = process.communicate(timeout=timeout_s)
+            printed, stderr = process.communicate(stdin, timeout=timeout_s)
         except subprocess.TimeoutExpired as error:
             _kill_session(process)
             raise GitError(f"git {_verb(args)} took longer than {timeout_s:g} s", stderr="") from error
@@ -83,18 +123,26 @@ def run(args: Sequence[str], cwd: Path | None = None, timeout_s: float = DEFAULT
     if process.returncode != 0:
         said = _clean(stderr)
         raise GitError(f"git {_verb(args)} failed: {said or f'exit code {process.returncode}'}", stderr=said)
-    return stdout.decode("utf-8", "surrogateescape")
+    return (printed or b"").decode("utf-8", "surrogateescape")
 
 
-def _start(args: Sequence[str], cwd: Path | None) -> subprocess.Popen[bytes]:
+def unreadable(url: str, error: GitError) -> FetchError:
+    """Return the error for a repository that git cannot read: unreachable, if git says that nobody answered."""
+    kind = UnreachableError if _NO_ANSWER.search(error.stderr) else FetchError
+    return kind(f"Cannot read {url}: {error}", url=url)
+
+
+def _start(
+    args: Sequence[str], cwd: Path | None, environment: dict[str, str], stdout: IO[bytes] | None
+) -> subprocess.Popen[bytes]:
     settings = [part for setting in _SETTINGS for part in ("-c", setting)]
     try:
         return subprocess.Popen(
             ["git", *settings, *args],
             cwd=cwd,
-            env=_environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            env=environment,
+            stdin=subprocess.PIPE,  # and not the user's terminal: nobody is asked for a password
+            stdout=subprocess.PIPE if stdout is None else stdout,
             stderr=subprocess.PIPE,
             start_new_session=True,  # so that its helpers (upload-pack, index-pack) can be killed with it
         )
@@ -111,6 +159,30 @@ def _environment() -> dict[str, str]:
     return kept | _VARIABLES
 
 
+def _environment_for(remote: str) -> dict[str, str]:
+    """Return an environment in which the user's own configuration counts, and the token of that host first."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("GIT_") or _KEPT_FOR_REMOTES.fullmatch(name)
+    }
+    kept |= {name: value for name, value in _VARIABLES.items() if not name.startswith("GIT_CONFIG_")}
+    if bundle := ca_bundle():
+        kept.setdefault("GIT_SSL_CAPATH" if Path(bundle).is_dir() else "GIT_SSL_CAINFO", bundle)
+    parts = urlsplit(remote)
+    token = token_of(parts.netloc) if parts.scheme in {"https", "http"} else None
+    if token is not None:
+        key = f"credential.{parts.scheme}://{parts.netloc}.helper"
+        answer = f'echo "username={token.user}"; echo "password=${_TOKEN_VARIABLE}"'
+        # The empty one takes back the user's helpers, or git would have them keep the token.
+        settings = ["", f'!f() {{ test "$1" = get && {{ {answer}; }}; }}; f']
+        count = int(kept.get("GIT_CONFIG_COUNT") or 0)
+        for number, value in enumerate(settings, count):
+            kept |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+        kept |= {"GIT_CONFIG_COUNT": str(count + len(settings)), _TOKEN_VARIABLE: token.value}
+    return kept
+
+
 def _kill_session(process: subprocess.Popen[bytes]) -> None:
     # Not yet waited for, so its id, which is its session's too, cannot belong to another process by now.
     if process.returncode is None:
@@ -118,7 +190,8 @@ def _kill_session(process: subprocess.Popen[bytes]) -> None:
 
 
 def _verb(args: Sequence[str]) -> str:
-    return next((arg for arg in args if not arg.startswith("-")), "")
+    settings = {place + 1 for place, arg in enumerate(args) if arg == "-c"}
+    return next((arg for place, arg in enumerate(args) if not arg.startswith("-") and place not in settings), "")
 
 
 def _clean(stderr: bytes) -> str:

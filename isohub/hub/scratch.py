@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from isohub.hub import tree
 
-__all__ = ["scratch"]
+__all__ = ["scratch", "sweep"]
 
 
 @contextmanager
@@ -37,7 +37,21 @@ def scratch(parent: Path) -> Iterator[Path]:
         guard.release()
 
 
-def _sweep(parent: Path) -> None:
+def sweep(parent: Path, *, dry_run: bool = False) -> list[Path]:
+    """Remove the folders in `parent` whose makers have died, and return them.
+
+    Args:
+        parent: Where they are made.
+        dry_run: Whether to leave them there.
+    """
+    if not parent.is_dir():
+        return []
+    with FileLock(parent / "sweep"):
+        return _sweep(parent, dry_run=dry_run)
+
+
+def _sweep(parent: Path, *, dry_run: bool = False) -> list[Path]:
+    found = []
     for path in parent.glob("*.lock"):
         guard = FileLock(path)
         try:
@@ -45,9 +59,12 @@ def _sweep(parent: Path) -> None:
         except Timeout:  # its maker lives
             continue
         try:
-            _remove(path.with_suffix(""))
+            found.append(path.with_suffix(""))
+            if not dry_run:
+                _remove(path.with_suffix(""))
         finally:
             guard.release()
+    return found
 
 
 def _remove(folder: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
-__all__ = ["files_of", "fingerprint", "link", "make_read_only", "measure", "remove", "tree_hash"]
+__all__ = ["empty", "files_of", "fingerprint", "link", "make_read_only", "measure", "remove", "tree_hash"]
 
 _logger = logging.getLogger("isohub.hub")
 
@@ -127,6 +127,15 @@ def remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     if folder.exists():
         _logger.warning("could not remove all of %s", folder)
+
+
+def empty(folder: Path) -> None:
+    """Remove what is in `folder`, as `remove` does, and leave the folder itself."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_dir() and not path.is_symlink():
+            remove(path)
+        else:
+            path.unlink()
 
 
 def link(place: Path, target: str) -> None:

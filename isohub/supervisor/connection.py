@@ -7,6 +7,7 @@ import select
 from collections.abc import Sequence
 
 from isohub.errors import RemoteProtocolError
+from isohub.hub.services import Services
 from isohub.shm.channel import Channel
 from isohub.supervisor.background import Background
 from isohub.supervisor.border import Border
@@ -18,6 +19,7 @@ from isohub.wire.messages import (
     FromParent,
     FromWorker,
     Hello,
+    NeedFiles,
     NeedSegment,
     Raised,
     Returned,
@@ -35,10 +37,12 @@ class Connection:
     Args:
         process: A process just launched.
         background: The thread that reads its output while nobody waits for an answer.
+        services: Fetches what its code wants from the network.
     """
 
-    def __init__(self, process: Process, background: Background) -> None:
+    def __init__(self, process: Process, background: Background, services: Services) -> None:
         self.process = process
+        self._services = services
         self._background = background
         self._channel = Channel(process.channel)
         self._outputs = (Output(process.out, "stdout"), Output(process.err, "stderr"))
@@ -79,6 +83,10 @@ class Connection:
                 if self._channel.unread():
                     raise RemoteProtocolError("more than one answer to one request")
                 return message
+            if isinstance(message, NeedFiles):
+                self.drain()  # what it printed before stands before what a download prints
+                self.tell(self._services.files(message), deadline)
+                continue
             if not isinstance(message, NeedSegment):
                 raise RemoteProtocolError(f"a {type(message).__name__} in answer to a request")
             granted, fd = border.grant(message)

@@ -12,6 +12,8 @@ import torch
 
 from isohub import trace
 from isohub.hub.checkout import Checkout
+from isohub.hub.leases import Lease
+from isohub.hub.services import Services
 from isohub.options import Isolation
 from isohub.supervisor import forkserver
 from isohub.supervisor.arguments import pickle_function
@@ -148,7 +150,7 @@ class Registry:
         label = checkout.repo.label + (f"@{checkout.commit[:7]}" if checkout.commit else "")
         with trace.step("supervisor.launch", worker=label) as step:
             setup = None if isolation.setup is None else pickle_function(isolation.setup)
-            worker = Worker(label, isolation, self._background)
+            worker = Worker(label, isolation, self._background, Services(str(checkout.repo)))
             worker.border.proxies = self._make_proxies(worker, checkout)
             with self._lock:
                 self._workers.append(worker)
@@ -164,7 +166,12 @@ class Registry:
                 threads=isolation.threads or torch.get_num_threads(),
                 setup=setup,
             )
-            worker.start(self._forkserver, prepare)
+            worker.lease = Lease.acquire(checkout)
+            try:
+                worker.start(self._forkserver, prepare)
+            except BaseException:
+                worker.lease.close()
+                raise
             step.fields["pid"] = worker.pid
         return worker
 

@@ -29,6 +29,8 @@ from isohub.errors import (
     WorkerStartError,
     WorkerTimeoutError,
 )
+from isohub.hub.leases import Lease
+from isohub.hub.services import Services
 from isohub.options import Isolation
 from isohub.shm.channel import DeadlineError, PeerGoneError
 from isohub.supervisor import endings, state
@@ -66,18 +68,21 @@ class Worker:
         label: The repository as people know it, `owner/name:ref@1a2b3c4`.
         isolation: Its settings.
         background: The thread that reads its output.
+        services: Fetches what its code wants from the network.
     """
 
-    def __init__(self, label: str, isolation: Isolation, background: Background) -> None:
+    def __init__(self, label: str, isolation: Isolation, background: Background, services: Services) -> None:
         self.label = label
         self.isolation = isolation
         self.border = Border()
         self.calls = 0
         self.started_at = time.time()  # noqa: TID251 - a date to show, not a duration
         self._background = background
+        self._services = services
         self._lock = threading.RLock()
         self._state = State.STARTING
         self._owner_pid = os.getpid()
+        self.lease: Lease | None = None  # its checkout stays in the cache as long as it lives
         self._connection: Connection | None = None
         self._is_releasing = False
         self._releaser: threading.Thread | None = None
@@ -127,7 +132,7 @@ class Worker:
                     raise endings.again(self._end) from error
                 raise
             self.pid = process.pid
-            self._connection = connection = Connection(process, self._background)
+            self._connection = connection = Connection(process, self._background, self._services)
             try:
                 with self._guarded(self.isolation.start_timeout_s):
                     connection.greet(deadline)
@@ -274,6 +279,9 @@ class Worker:
         """Close our descriptors without ending anything: in a fork of the process that has the worker."""
         if self._connection is not None:
             self._connection.forget()
+        self._services.close()
+        if self.lease is not None:
+            self.lease.close()
 
     def _unready(self, error: BaseException) -> WorkerStartError:
         tail = getattr(error, "stderr_tail", ())
@@ -344,6 +352,9 @@ class Worker:
             connection.process.kill()
             connection.close()
             self.border.close()
+            self._services.close()
+            if self.lease is not None:
+                self.lease.close()
         # A copy is raised: a traceback would keep the frames of the call, and with them the model, alive.
         return endings.again(self._end)
 

@@ -9,6 +9,8 @@
       |  Request ---------------------->   |     then any number of exchanges, one at a time
       |  <------------------ NeedSegment   |       (any number of times in one exchange)
       |  Granted, descriptor --------->    |
+      |  <--------------------- NeedFiles  |       (likewise)
+      |  FilesAt | Refused ----------->    |
       |  <------------- Returned | Raised  |
 
 Descriptors go from parent to worker only. The parent makes every segment, so there is no descriptor
@@ -26,14 +28,17 @@ from isohub.wire.values import Value
 __all__ = [
     "PROTOCOL_VERSION",
     "Cause",
+    "FilesAt",
     "FromParent",
     "FromWorker",
     "Granted",
     "Hello",
+    "NeedFiles",
     "NeedSegment",
     "Payload",
     "Prepare",
     "Raised",
+    "Refused",
     "Request",
     "Returned",
     "TorchState",
@@ -156,6 +161,24 @@ class Granted(Struct, tag=True, frozen=True):
     reason: str = ""
 
 
+class FilesAt(Struct, tag=True, frozen=True):
+    """What the worker asked for lies at `path` on this machine."""
+
+    path: str
+
+
+class Refused(Struct, tag=True, frozen=True):
+    """What the worker asked for cannot be had.
+
+    Attributes:
+        kind: What the caller in the worker gets: a `urllib.error.URLError` as from torch.hub, or a builtin.
+        message: Its text.
+    """
+
+    kind: Literal["URLError", "RuntimeError", "ValueError"]
+    message: str
+
+
 class Hello(Struct, tag=True, frozen=True, kw_only=True):
     """The worker process is up."""
 
@@ -176,6 +199,26 @@ class NeedSegment(Struct, tag=True, frozen=True):
 
     nbytes: int
     use: Literal["arena", "weights"]
+
+
+class NeedFiles(Struct, tag=True, frozen=True, kw_only=True, omit_defaults=True):
+    """The repository's code wants something from the network, which the parent fetches for all workers.
+
+    Attributes:
+        what: The file of a URL, or the checkout of another repository.
+        name: The URL, or the repository as torch.hub writes it, `owner/name[:ref]`.
+        hash_prefix: For weights: how the SHA-256 must begin; empty for anything.
+        check_hash: For weights: whether it must begin with the hash in the name.
+        file_name: For weights: the name that the code gives it; empty for the URL's.
+        trust: For a checkout: what the code passed as `trust_repo`.
+    """
+
+    what: Literal["weights", "checkout"]
+    name: str
+    hash_prefix: str = ""
+    check_hash: bool = False
+    file_name: str = ""
+    trust: bool | Literal["check"] = "check"
 
 
 class Returned(Struct, tag=True, frozen=True, kw_only=True, omit_defaults=True):
@@ -232,5 +275,5 @@ class Raised(Struct, tag=True, frozen=True, kw_only=True, omit_defaults=True):
     dropped: list[int] = []
 
 
-FromParent = Prepare | Request | Granted
-FromWorker = Hello | NeedSegment | Returned | Raised
+FromParent = Prepare | Request | Granted | FilesAt | Refused
+FromWorker = Hello | NeedSegment | NeedFiles | Returned | Raised

@@ -15,11 +15,11 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # The library is imported by programs that may never load a model, so it brings in none of these.
 NOT_FOR_THE_LIBRARY = {
-    *("cloudpickle", "dill", "filelock", "msgspec", "multiprocess", "numpy", "rich", "torch", "typer"),
+    *("cloudpickle", "dill", "filelock", "msgspec", "multiprocess", "numpy", "requests", "rich", "torch", "typer"),
     *("asyncio", "multiprocessing", "subprocess"),
 }
 # The command line needs typer and rich; it answers --help without the seconds that torch takes.
-NOT_FOR_HELP = {"multiprocess", "numpy", "torch"}
+NOT_FOR_HELP = {"multiprocess", "numpy", "requests", "torch"}
 # What the console script `isohub` does, with no need to find it on PATH.
 CONSOLE_SCRIPT = """
 import sys

@@ -73,7 +73,101 @@ def test_unknown_source() -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         RepoRef.parse("a/b", source="nowhere")
 
-    assert str(caught.value) == ('Unknown source: "nowhere". Allowed values: "github" | "gitlab" | "local".')
+    names = '"github" | "gitlab" | "gitee" | "bitbucket" | "codeberg" | "local"'
+    assert str(caught.value) == f'Unknown source: "nowhere". Allowed values: {names}.'
+
+
+def test_unknown_protocol() -> None:
+    """There are two protocols, in any case of letters."""
+    with pytest.raises(RefError, match=r'Unknown protocol: "FTP". Allowed values: "HTTPS" | "SSH"\.'):
+        RepoRef.parse("a/b", protocol="FTP")
+
+
+@pytest.mark.parametrize(
+    ("git_host", "host", "url"),
+    [
+        ("git.corp", "git.corp", "https://git.corp/o/n"),
+        ("Git.Corp:8443", "git.corp:8443", "https://git.corp:8443/o/n"),
+        ("https://git.corp/", "git.corp", "https://git.corp/o/n"),
+        ("localhost:3000", "localhost:3000", "https://localhost:3000/o/n"),
+        ("http://127.0.0.1:3000", "127.0.0.1:3000", "http://127.0.0.1:3000/o/n"),
+        ("[::1]:3000", "[::1]:3000", "https://[::1]:3000/o/n"),
+    ],
+)
+def test_git_host(git_host: str, host: str, url: str) -> None:
+    """`git_host` names another server, with a port or scheme if need be; it is spoken to by https."""
+    parsed = RepoRef.parse("o/n:v1", git_host=git_host)
+
+    assert (parsed.kind, parsed.host, parsed.url, parsed.ref) == ("hub", host, url, "v1")
+
+
+@pytest.mark.parametrize(
+    "git_host", ["http://git.corp", "ssh://git.corp", "git.corp/path", "me@git.corp", "a b", "host:99999", "-o"]
+)
+def test_bad_git_hosts(git_host: str) -> None:
+    """What is no server's name is refused, and so is plain http to another machine."""
+    with pytest.raises(RefError):
+        RepoRef.parse("o/n", git_host=git_host)
+
+
+def test_ssh_protocol() -> None:
+    """With `protocol="SSH"` a plain name is read by ssh, as the user `git`."""
+    parsed = RepoRef.parse("o/n:v1", protocol="ssh", git_host="git.corp:2222")
+
+    assert (parsed.kind, parsed.url, parsed.ref) == ("git", "ssh://git@git.corp:2222/o/n.git", "v1")
+    assert parsed == RepoRef.parse("git+ssh://git@git.corp:2222/o/n.git@v1")
+    assert parsed.identity == RepoRef.parse("o/n", git_host="git.corp:2222").identity
+
+
+@pytest.mark.parametrize(
+    ("text", "url", "ref"),
+    [
+        ("git@host:o/n.git", "ssh://git@host/o/n.git", None),
+        ("git@host:o/n.git@feat/x", "ssh://git@host/o/n.git", "feat/x"),
+        ("git+git@host:o/n@v1#subdirectory=x", "ssh://git@host/o/n", "v1"),
+        ("me@host:models/n.git", "ssh://me@host/~/models/n.git", None),
+        ("me@host:/srv/n.git", "ssh://me@host/srv/n.git", None),
+    ],
+)
+def test_scp_form(text: str, url: str, ref: str | None) -> None:
+    """The short form of ssh's is read as the URL that it stands for; a person's paths count from their home."""
+    parsed = RepoRef.parse(text)
+
+    assert (parsed.kind, parsed.host, parsed.url, parsed.ref) == ("git", "host", url, ref)
+    assert RepoRef.parse(str(parsed)) == parsed
+
+
+def test_commit() -> None:
+    """`commit` goes before the ref of the text, and may be short."""
+    assert RepoRef.parse("a/b:main", commit=COMMIT.upper()) == RepoRef.parse(f"a/b@{COMMIT}")
+    assert RepoRef.parse("git+https://h/a/b@main", commit=COMMIT[:8]).ref == COMMIT[:8]
+    for bad in ("xyz", "abc", ""):
+        with pytest.raises(RefError, match="hexadecimal"):
+            RepoRef.parse("a/b", commit=bad)
+
+
+def test_a_folder_has_no_commit(tmp_path: Path) -> None:
+    """A commit cannot be asked of a folder, which is used as it is."""
+    with pytest.raises(RefError, match="used as it is"):
+        RepoRef.parse(tmp_path, commit=COMMIT)
+
+
+def test_groups_are_gitlabs() -> None:
+    """On GitLab, and on servers of one's own, several groups may stand before a name."""
+    assert RepoRef.parse("g/s/n:v1", source="gitlab").owner == "g/s"
+    assert RepoRef.parse("g/s/n", git_host="git.corp").owner == "g/s"
+    for source in ("github", "bitbucket", "gitee", "codeberg"):
+        with pytest.raises(RefError):
+            RepoRef.parse("g/s/n", source=source)
+
+
+def test_a_text_may_name_its_server() -> None:
+    """A server may stand before owner and name, as it is copied from a browser or printed by a ref."""
+    assert RepoRef.parse("https://github.com/a/b.git") == RepoRef.parse("a/b")
+    assert RepoRef.parse("git.corp:8443/a/b:v1").url == "https://git.corp:8443/a/b"
+    assert RepoRef.parse("git.corp/a/b", source="gitlab", git_host="other").host == "git.corp"
+    with pytest.raises(RefError, match="plain http"):
+        RepoRef.parse("http://git.corp/a/b")
 
 
 @pytest.mark.parametrize("spelling", ["{0}", "{0}/", "{0}/../models", ".", "./", "../models"])
@@ -214,6 +308,11 @@ def test_passwords_are_refused_and_not_shown(text: str) -> None:
         ("a/b:feat/x", "gitlab"),
         (f"a/b@{COMMIT}", "github"),
         ("a/b:fix#12#subdirectory=x/y", "github"),
+        ("g/s/n:v1", "gitlab"),
+        ("a/b", "bitbucket"),
+        ("git.corp:8443/g/s/n:v1#subdirectory=x", "github"),
+        ("http://localhost:3000/a/b@" + COMMIT, "github"),
+        ("me@host:~/x.git@v1", "github"),
         ("git+https://host:1/g/s/n.git@v1#subdirectory=a b", "github"),
         ("git+ssh://git@host/o/n.git@x@y", "github"),
         ("git+file:///nowhere/n.git@feat/é", "github"),

@@ -1,15 +1,17 @@
-"""Fixtures of the hub tests: a home of their own, and real git repositories made on the spot."""
+"""Fixtures of the hub tests: a home of their own, and real git repositories and file servers made on the spot."""
 
 from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from isohub.hub import download
 from isohub.hub.cache import Cache
+from tests.helpers.fileserver import FileServer, file_server
 
 
 class GitRepository:
@@ -71,4 +73,25 @@ def repository(make_repository: Callable[..., GitRepository]) -> GitRepository:
     """A repository with hubconf.py on main."""
     made = make_repository()
     made.commit("first", hubconf__py="VERSION = 1\n")
+    return made
+
+
+@pytest.fixture
+def server() -> Iterator[FileServer]:
+    with file_server() as server:
+        yield server
+
+
+@pytest.fixture
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for next to nothing between two tries."""
+    monkeypatch.setattr(download, "_BACKOFF_S", 0.001)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty hub folder, and no variable that trusts anybody."""
+    monkeypatch.delenv("ISOHUB_TRUST", raising=False)
+    made = tmp_path / "hub"
+    made.mkdir()
     return made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -136,17 +137,45 @@ def test_links_that_lead_out_are_refused(repository, cache: Cache, links: dict[s
     assert not list((cache.root).rglob("hubconf.py"))
 
 
-def test_submodules_are_told_of(repository, make_repository, cache: Cache) -> None:
-    """A submodule is an empty folder, and a warning names it."""
+def test_submodules_come_along(repository, make_repository, cache: Cache) -> None:
+    """Submodules come with the files, those of submodules too, at the commits that are recorded."""
+    inner, middle = make_repository("inner"), make_repository("middle")
+    inner.commit(file="inner")
+    middle.git("submodule", "--quiet", "add", "../inner", "deep")
+    recorded = middle.commit(file="middle")
+    repository.git("submodule", "--quiet", "add", middle.url, "third party/middle")
+    repository.commit()
+    middle.commit(file="later")
+
+    checkout = load(repository, cache)
+
+    place = checkout.files / "third party" / "middle"
+    assert (place / "file").read_text() == "middle"
+    assert (place / "deep" / "file").read_text() == "inner"
+    assert recorded != middle.git("rev-parse", "HEAD")
+
+
+def test_submodules_that_cannot_come_are_told_of(repository, make_repository, cache: Cache) -> None:
+    """A submodule whose repository is gone is an empty folder, and a warning names it."""
     other = make_repository("other")
     other.commit("x", file="x")
     repository.git("submodule", "--quiet", "add", other.url, "third party/other")
     repository.commit()
+    shutil.rmtree(other.path)
 
     with pytest.warns(UserWarning, match=r"srv/models has submodules.*'third party/other'"):
         checkout = load(repository, cache)
 
     assert list((checkout.files / "third party" / "other").iterdir()) == []
+
+
+def test_git_lfs_pointers_are_told_of(repository, cache: Cache) -> None:
+    """A file that is a Git LFS pointer is named in a warning; one that merely speaks of LFS is not."""
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12345\n"
+    repository.commit(weights__pt=pointer, notes__md=f"See {pointer}")
+
+    with pytest.warns(UserWarning, match=r"Git LFS.*: 'weights.pt'$"):
+        load(repository, cache)
 
 
 def test_subdirectory(repository, cache: Cache) -> None:

@@ -265,13 +265,6 @@ def test_repository_of_another_user(repository) -> None:
     assert ask(repository, old).commit == old
 
 
-@pytest.mark.parametrize("text", ["pytorch/vision:main", "git+https://host/o/n@v1", "git+ssh://git@host/o/n"])
-def test_other_machines_come_later(text: str) -> None:
-    """A repository on another machine is refused with the forms that work."""
-    with pytest.raises(ResolveError, match=r"git\+file:///path/to/clone@ref"):
-        resolve(RepoRef.parse(text))
-
-
 def test_working_tree_has_no_commit(tmp_path: Path) -> None:
     """A folder resolves to itself, without git."""
     ref = RepoRef.parse(tmp_path)

@@ -1,0 +1,66 @@
+"""From a repo text to files on disk, each step in its place: parse, resolve, trust, fetch."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from isohub import trace
+from isohub.errors import missing_hubconf
+from isohub.hub import trust
+from isohub.hub.cache import Cache
+from isohub.hub.checkout import Checkout
+from isohub.hub.fetch import fetch
+from isohub.hub.lock import using
+from isohub.hub.resolve import resolve
+from isohub.refs import RepoRef
+
+__all__ = ["Request", "checkout_of"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What was asked for, and how to get it.
+
+    Attributes:
+        ref: The repository, parsed.
+        trust_repo: True, False or `"check"`, as in torch.hub.
+        force_reload: Whether to ask the host again and to check every file.
+        skip_validation: Whether to take a commit that the repository's branches and tags cannot reach.
+        verbose: Whether to say where the files come from.
+        lock: A lock file to hold it against; None for that of `ISOHUB_LOCK`, if there is one.
+    """
+
+    ref: RepoRef
+    trust_repo: bool | Literal["check"] = "check"
+    force_reload: bool = False
+    skip_validation: bool = False
+    verbose: bool = True
+    lock: str | os.PathLike[str] | None = None
+
+    def checkout(self) -> Checkout:
+        """Return the files, of which hubconf.py is one.
+
+        Raises:
+            ResolveError: There is no such ref, or the repository cannot be asked.
+            UntrustedRepoError: Its code may not run here.
+            FetchError: The files cannot be brought.
+            LockError: They are not those of the lock.
+            FileNotFoundError: There is no hubconf.py.
+        """
+        cache = Cache()
+        with trace.step("hub.checkout", repo=str(self.ref)), using(self.lock):
+            resolved = resolve(self.ref, cache, force_reload=self.force_reload, skip_validation=self.skip_validation)
+            decision = trust.decide(self.ref, resolved.commit, self.trust_repo)
+            checkout = fetch(resolved, cache, force_reload=self.force_reload, verbose=self.verbose)
+            # Only now: a repository that could not be had is not written down as trusted.
+            trust.remember(decision)
+        if not (checkout.root / "hubconf.py").is_file():
+            raise missing_hubconf(checkout.root)
+        return checkout
+
+
+def checkout_of(text: str, **settings: Any) -> Checkout:
+    """Return the files of a repository named as torch.hub does; see `Request.checkout`."""
+    return Request(ref=RepoRef.parse(text), **settings).checkout()

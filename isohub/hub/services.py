@@ -1,0 +1,57 @@
+"""What this process fetches on behalf of a worker: weights, and checkouts of other repositories."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from isohub.errors import FetchError, HashMismatchError, IsohubError, ResolveError
+from isohub.hub.leases import Lease
+from isohub.hub.pipeline import checkout_of
+from isohub.hub.weights import fetch_weights
+from isohub.wire.messages import FilesAt, NeedFiles, Refused
+
+__all__ = ["Services"]
+
+
+class Services:
+    """Fetches for one worker, and keeps what it fetched in the cache as long as that lives.
+
+    Args:
+        repo: The repository whose code asks, for the records.
+    """
+
+    def __init__(self, repo: str) -> None:
+        self._repo = repo
+        self._leases: list[Lease] = []
+
+    def close(self) -> None:
+        """Let go of the checkouts that were fetched: the worker whose code uses them has ended."""
+        while self._leases:
+            self._leases.pop().close()
+
+    def files(self, need: NeedFiles) -> FilesAt | Refused:
+        """Fetch what a worker asks for, and say where it lies or why it cannot be had."""
+        try:
+            return FilesAt(str(self._weights(need) if need.what == "weights" else self._checkout(need)))
+        except HashMismatchError as error:
+            return Refused("RuntimeError", str(error))
+        except (FetchError, ResolveError, OSError) as error:
+            # torch.hub's own error where the network fails; code catches it.
+            return Refused("URLError", str(error))
+        except (IsohubError, ValueError) as error:
+            return Refused("ValueError", str(error))
+
+    def _weights(self, need: NeedFiles) -> Path:
+        return fetch_weights(
+            need.name,
+            need.hash_prefix or None,
+            need.check_hash,
+            need.file_name or None,
+            repo=self._repo,
+            is_told=True,
+        )
+
+    def _checkout(self, need: NeedFiles) -> Path:
+        checkout = checkout_of(need.name, trust_repo=need.trust)
+        self._leases.append(Lease.acquire(checkout))
+        return checkout.root
