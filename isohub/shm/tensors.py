@@ -27,7 +27,7 @@ from isohub.wire.specs import (
 )
 
 __all__ = [
-    "Residents", "TensorReader", "TensorWriter", "Watch", "dtype_named", "name_of_dtype", "storage_over",
+    "Residents", "TensorReader", "TensorWriter", "Watch", "bytes_of", "dtype_named", "name_of_dtype", "storage_over",
     "tensor_over", "why_not",
 ]  # fmt: skip
 
@@ -78,6 +78,11 @@ def _has_memory(tensor: torch.Tensor) -> bool:
         return storage.data_ptr() != 0 and _span(tensor)[1] <= storage.nbytes()
     except (RuntimeError, NotImplementedError):
         return False
+
+
+def bytes_of(tensor: torch.Tensor) -> bytes:
+    """Return a copy of the bytes of a contiguous tensor; without NumPy, which torch does not need either."""
+    return ctypes.string_at(tensor.data_ptr(), tensor.numel() * tensor.itemsize) if tensor.numel() else b""
 
 
 def storage_over(view: memoryview) -> torch.UntypedStorage:

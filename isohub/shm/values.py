@@ -13,7 +13,7 @@ import torch
 
 from isohub.errors import RemoteProtocolError
 from isohub.shm.arena import Arena
-from isohub.shm.tensors import Residents, TensorReader, TensorWriter, dtype_named, name_of_dtype, why_not
+from isohub.shm.tensors import Residents, TensorReader, TensorWriter, bytes_of, dtype_named, name_of_dtype, why_not
 from isohub.wire import tree
 from isohub.wire.messages import Payload
 from isohub.wire.specs import ModuleSpec
@@ -170,7 +170,7 @@ class Unpacker:
         if raw.dtype is not torch.uint8 or raw.dim() != 1 or not raw.is_contiguous():
             raise RemoteProtocolError(f"{value.kind} in a tensor of {raw.dtype} and {raw.dim()} dimensions")
         if value.kind in ("bytes", "bytearray"):
-            data = raw.numpy().tobytes()
+            data = bytes_of(raw)
             return data if value.kind == "bytes" else bytearray(data)
         return _array(raw, value)
 

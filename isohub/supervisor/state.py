@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from isohub.errors import RemoteProtocolError
-from isohub.shm.tensors import name_of_dtype
+from isohub.shm.tensors import bytes_of, name_of_dtype
 from isohub.wire.messages import TorchState
 
 __all__ = ["Generator"]
@@ -62,4 +62,4 @@ class Generator:
 
 def _generator_state() -> bytes:
     # As bytes: comparing two tensors of 5 kB takes torch longer than all the rest here.
-    return torch.get_rng_state().numpy().tobytes()
+    return bytes_of(torch.get_rng_state())

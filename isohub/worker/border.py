@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from isohub.shm.arena import Arena
 from isohub.shm.segment import Segment
-from isohub.shm.tensors import Residents, TensorReader, Watch, why_not
+from isohub.shm.tensors import Residents, TensorReader, Watch, bytes_of, why_not
 from isohub.shm.values import Packer, Unpacker
 from isohub.wire.messages import Granted, Payload, Request
 from isohub.wire.specs import Block
@@ -143,7 +143,7 @@ class Border:
             found = self.objects.get(value.handle, value.path)
             return getattr(found, value.name) if value.kind == "method" else found
         if isinstance(value, TensorAt):
-            return _Unpickler(unpacker, self, unpacker.tensors[value.index].numpy().tobytes()).load()
+            return _Unpickler(unpacker, self, bytes_of(unpacker.tensors[value.index])).load()
         return self.objects.records.make(*value)
 
 

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 
 import torch
 
-from isohub.shm.tensors import dtype_named
+from isohub.shm.tensors import bytes_of, dtype_named
 from isohub.wire.messages import TorchState
 
 __all__ = ["Modes"]
@@ -51,7 +51,7 @@ class Modes:
         """Return the generator's state if the parent does not know it; else None."""
         if self._known is None:
             return None  # before the first request
-        now = torch.get_rng_state().numpy().tobytes()
+        now = bytes_of(torch.get_rng_state())
         if now == self._known:
             return None
         self._known = now
