@@ -65,16 +65,17 @@ def test_failed_launch_leaves_no_worker(repo_of: RepoOf):
     assert isohub.load(repo, "one", isolate=isohub.Isolation(threads=1)) == 1
 
 
-def test_call_inside_a_call_is_refused(repo_of: RepoOf):
+def test_call_inside_a_call_is_refused(repo_of: RepoOf, tmp_path: Path):
     """A signal handler that calls the worker which its thread waits for gets an error, and the call its answer."""
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
     repo = repo_of("""
         import os, signal
 
-        def poke(pid):
+        def poke(pid, gate):
             os.kill(pid, signal.SIGUSR1)
-            import time
-            for _ in range(100):
-                time.sleep(0.01)
+            with open(gate) as handled:
+                handled.read()
             return 7
     """)
     isohub.list(repo)
@@ -85,10 +86,11 @@ def test_call_inside_a_call_is_refused(repo_of: RepoOf):
             isohub.list(repo)
         except WorkerError as error:
             caught.append(error)
+        gate.open("w").close()
 
     before = signal.signal(signal.SIGUSR1, handler)
     try:
-        answer = isohub.load(repo, "poke", os.getpid())
+        answer = isohub.load(repo, "poke", os.getpid(), gate)
     finally:
         signal.signal(signal.SIGUSR1, before)
 
