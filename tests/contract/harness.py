@@ -74,8 +74,8 @@ def _inputs() -> dict[str, Inputs]:
 
 
 INPUTS = _inputs()
-ALL = tuple(name for name in INPUTS if name != "reentrant")
-EAGER = tuple(name for name in ALL if name != "scripted")
+EAGER = ("cnn", "transformer", "lstm", "unet", "tied", "dicts", "lists", "stochastic")
+ALL = (*EAGER, "scripted")
 
 
 @dataclass(frozen=True)

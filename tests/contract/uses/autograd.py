@@ -18,7 +18,7 @@ def first(output: object) -> torch.Tensor:
     return next(tensor for tensor in tensors_in(output) if tensor.is_floating_point())
 
 
-@use(*ALL, "reentrant")
+@use(*ALL, "checkpointed", "reentrant", "rebinding")
 def backward(model: Any, x: Inputs) -> Any:
     output = x.through(model.train())
     loss_of(output).backward()
@@ -32,7 +32,7 @@ def backward_in_evaluation(model: Any, x: Inputs) -> Any:
     return output
 
 
-@use(*ALL, "reentrant")
+@use(*ALL, "checkpointed", "reentrant")
 def gradients_of_inputs(model: Any, x: Inputs) -> Any:
     asking = x.asking()
     loss_of(asking.through(model)).backward()
@@ -62,7 +62,7 @@ def input_that_is_transposed(model: Any, x: Inputs) -> Any:
     return output, [tensor.grad for tensor in asking.floats]
 
 
-@use()
+@use(*ALL, "checkpointed", "rebinding")
 def two_forwards_then_two_backwards(model: Any, x: Inputs) -> Any:
     one = loss_of(x.through(model))
     two = loss_of(x.map(lambda tensor: tensor * 0.5).through(model))
@@ -72,7 +72,7 @@ def two_forwards_then_two_backwards(model: Any, x: Inputs) -> Any:
     return one, two, after_one
 
 
-@use()
+@use(*ALL, "checkpointed", "rebinding")
 def used_twice_in_one_graph(model: Any, x: Inputs) -> Any:
     one, two = x.through(model), x.map(lambda tensor: -tensor).through(model)
     (loss_of(one) * loss_of(two)).backward()
@@ -86,7 +86,7 @@ def used_four_times_in_one_graph(model: Any, x: Inputs) -> Any:
     return losses
 
 
-@use()
+@use(*ALL, "checkpointed", "rebinding")
 def graph_kept_for_a_second_backward(model: Any, x: Inputs) -> Any:
     loss = loss_of(x.through(model))
     loss.backward(retain_graph=True)
@@ -102,7 +102,7 @@ def graph_freed_by_its_backward(model: Any, x: Inputs) -> Any:
     return caught(RuntimeError, loss.backward)
 
 
-@use()
+@use(*ALL, "checkpointed", "rebinding")
 def accumulation_over_three_batches(model: Any, x: Inputs) -> Any:
     for k in (1.0, 2.0, 3.0):
         (loss_of(x.map(lambda tensor, k=k: tensor / k).through(model)) / 3).backward()
@@ -144,7 +144,7 @@ def all_frozen_but_the_input(model: Any, x: Inputs) -> Any:
     return output, [tensor.grad for tensor in asking.floats]
 
 
-@use()
+@use(*ALL, "checkpointed", "rebinding")
 def autograd_grad(model: Any, x: Inputs) -> Any:
     asking = x.asking()
     wanted = [*model.parameters(), *asking.floats]
@@ -181,7 +181,7 @@ def outputs_one_after_the_other(model: Any, x: Inputs) -> Any:
         output.square().sum().backward(retain_graph=i + 1 < len(outputs))
 
 
-@use()
+@use(*ALL, "checkpointed", "rebinding")
 def output_dropped_without_backward(model: Any, x: Inputs) -> Any:
     x.through(model)
     output = x.through(model)

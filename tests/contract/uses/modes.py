@@ -13,12 +13,12 @@ RANDOM = ("transformer", "lstm", "unet", "scripted", "stochastic", "checkpointed
 NORMED = ("cnn", "dicts", "stochastic", "scripted")
 
 
-@use()
+@use(*ALL, "rebinding", "checkpointed")
 def train_then_evaluate(model: Any, x: Inputs) -> Any:
     return x.through(model.train()), x.through(model.eval()), x.through(model.train(True)), model.training
 
 
-@use()
+@use(*ALL, "rebinding")
 def running_statistics(model: Any, x: Inputs) -> Any:
     seen = []
     with torch.no_grad():

@@ -30,7 +30,7 @@ def sgd_with_momentum(model: Any, x: Inputs) -> Any:
     return train(model, x, torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True))
 
 
-@use()
+@use(*ALL, "rebinding", "checkpointed")
 def adam(model: Any, x: Inputs) -> Any:
     return train(model, x, torch.optim.Adam(model.parameters(), lr=0.01))
 

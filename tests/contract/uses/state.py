@@ -112,7 +112,7 @@ def hooks_on_state_dicts(model: Any, x: Inputs) -> Any:
     return seen
 
 
-@use()
+@use(*ALL, "rebinding", "checkpointed")
 def deep_copy(model: Any, x: Inputs) -> Any:
     copied = copy.deepcopy(model)
     before = x.through(copied.eval())
@@ -158,7 +158,7 @@ def deep_copy_keeps_flags_and_modes(model: Any, x: Inputs) -> Any:
     )
 
 
-@use(*EAGER)
+@use(*EAGER, "rebinding", "checkpointed")
 def pickled(model: Any, x: Inputs) -> Any:
     with torch.no_grad():
         model.fc.weight.mul_(0.5)
