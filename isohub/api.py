@@ -15,7 +15,8 @@ from isohub import trace
 from isohub.hub.lock import using
 from isohub.hub.pipeline import Request
 from isohub.model.in_process import load_in_process
-from isohub.model.tree import ProxyTable, stamp
+from isohub.model.proxies import ProxyTable
+from isohub.model.tree import stamp
 from isohub.options import Isolation
 from isohub.refs import RepoRef
 from isohub.supervisor.registry import Registry

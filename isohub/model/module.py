@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,18 @@ class Info:
     entrypoint: str | None
     pid: int
     state: str
+
+
+def _registering(name: str) -> Any:
+    """Return nn.Module's method of that name, which also tells the tree that the module may have hooks."""
+    plain = getattr(nn.Module, name)
+
+    @functools.wraps(plain)
+    def register(self: IsolatedModule, *args: Any, **kwargs: Any) -> Any:
+        self._isohub_tree.hookable.add(self)
+        return plain(self, *args, **kwargs)
+
+    return register
 
 
 class IsolatedModule(nn.Module):
@@ -176,36 +189,46 @@ class IsolatedModule(nn.Module):
         if name in self.__dict__:
             object.__setattr__(self, name, value)
             return
-        registered = {**self._parameters, **self._buffers, **self._modules}
-        if name in registered and registered[name] is value:
-            return  # the end of `model.weight -= step`, which wrote in place
-        if name in registered or isinstance(value, nn.Module | nn.Parameter):
-            raise _unreplaced(name)
+        for registered in (self._parameters, self._buffers, self._modules):
+            if name in registered and registered[name] is value:
+                return  # the end of `model.weight -= step`, which wrote in place
+        # The worker says what has become of the module, and its own rules refuse what makes no sense.
         ask(self, "setattr", value, name=name)
 
-    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:  # noqa: ARG002 - torch's signature
-        """Not there yet.
+    register_forward_pre_hook = _registering("register_forward_pre_hook")
+    register_forward_hook = _registering("register_forward_hook")
+    register_full_backward_pre_hook = _registering("register_full_backward_pre_hook")
+    register_full_backward_hook = _registering("register_full_backward_hook")
+    register_backward_hook = _registering("register_backward_hook")
+
+    def has_hooks(self) -> bool:
+        """Return whether a hook is registered here, so that calls of this module have to come by."""
+        return bool(self._forward_pre_hooks or self._forward_hooks or self._backward_hooks or self._backward_pre_hooks)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Add a parameter, here and in the worker; it stays the one that was given, in the worker's memory."""
+        ask(self, "method", name, param, name="register_parameter")
+
+    def register_buffer(self, name: str, tensor: torch.Tensor | None, persistent: bool = True) -> None:
+        """Add a buffer, here and in the worker."""
+        ask(self, "method", name, tensor, persistent, name="register_buffer")
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """Add a module, here and in the worker.
+
+        Its parameters stay the ones that they are, in the worker's memory; the module in this place is
+        an `IsolatedModule`, as all others are.
 
         Raises:
-            LocalProtocolError: Always; it would part the module here from that of the worker.
+            LocalProtocolError: It cannot be pickled for the worker, or lives in another one.
         """
-        raise _unreplaced(name)
-
-    def register_buffer(self, name: str, tensor: torch.Tensor | None, persistent: bool = True) -> None:  # noqa: ARG002 - torch's signature
-        """Not there yet; see `register_parameter`."""
-        raise _unreplaced(name)
-
-    def add_module(self, name: str, module: nn.Module | None) -> None:  # noqa: ARG002 - torch's signature
-        """Not there yet; see `register_parameter`."""
-        raise _unreplaced(name)
+        ask(self, "method", name, module, name="add_module")
 
     register_module = add_module
 
     def __delattr__(self, name: str) -> None:
         if name in self.__dict__:
             object.__delattr__(self, name)
-        elif name in self._parameters or name in self._buffers or name in self._modules:
-            raise _unreplaced(name)
         else:
             ask(self, "delattr", name=name)
 
@@ -245,14 +268,6 @@ def _replaces(fn: Any, tensor: torch.Tensor) -> bool:
     before = (tensor.device, tensor.dtype, tensor.data_ptr())
     changed = fn(tensor)
     return (changed.device, changed.dtype, changed.data_ptr()) != before
-
-
-def _unreplaced(name: str) -> LocalProtocolError:
-    return LocalProtocolError(
-        f"{name}: adding, replacing and removing modules, parameters and buffers of an isolated module is not there "
-        "yet. Write into the tensor in place (.copy_(...), load_state_dict), wrap the module, or use isolate=False",
-        where=name,
-    )
 
 
 def check_modes(value: object, count: int) -> list[bool]:

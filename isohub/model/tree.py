@@ -1,25 +1,23 @@
-"""Module trees of a worker, mirrored here, and everything else that stands for its objects."""
+"""Module trees of a worker, mirrored here."""
 
 from __future__ import annotations
 
 import weakref
-from collections import deque
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
 
-from isohub.errors import LocalProtocolError, RemoteProtocolError
+from isohub.errors import RemoteProtocolError
 from isohub.hub.checkout import Checkout
+from isohub.model.changes import Shared
 from isohub.model.module import Info, IsolatedModule, check_modes
-from isohub.model.objects import BoundMethod, Lease, RemoteObject, nested, object_class
-from isohub.model.records import make_record, parts_of
+from isohub.model.objects import Lease, object_class
 from isohub.shm.tensors import TensorReader
-from isohub.supervisor.worker import Worker
-from isohub.wire.specs import ModuleNode, ModuleSpec
-from isohub.wire.values import Record, Ref
+from isohub.wire.messages import TreeChange
+from isohub.wire.specs import ModuleNode, places_of
 
-__all__ = ["ProxyTable", "Tree", "stamp"]
+__all__ = ["Tree", "stamp"]
 
 # Deeper than any module, and far from Python's recursion limit, which a hostile tree must not reach.
 MAX_TREE_DEPTH = 200
@@ -35,11 +33,30 @@ class Tree:
 
     The mirrors keep the tree, and with it the worker's handle, alive; the tree knows them weakly, so that
     the last mirror that dies frees the module in the worker without waiting for the collector.
+
+    Args:
+        lease: Of its root.
+        checkout: Where its code is from.
+        known: All mirrors of modules in this worker, by the worker's number. A module may move from one
+            tree to another, and its mirror with it.
+        trees: All trees in this worker, by handle.
     """
 
-    def __init__(self, lease: Lease, checkout: Checkout) -> None:
+    def __init__(
+        self,
+        lease: Lease,
+        checkout: Checkout,
+        known: weakref.WeakValueDictionary[int, IsolatedModule],
+        trees: weakref.WeakValueDictionary[int, Tree],
+    ) -> None:
         self.lease = lease
+        self._known = known
+        self._trees = trees
+        self._shared = Shared(lease.handle, [])
         self.entrypoint: str | None = None
+        self.hookable: weakref.WeakSet[IsolatedModule] = weakref.WeakSet()  # those that ever had a hook
+        self._hooked: list[str] = []  # paths of those that have one, as the worker knows it
+        self._hooked_now: list[str] = []
         self._checkout = checkout
         self._mirrors: weakref.WeakValueDictionary[str, IsolatedModule] = weakref.WeakValueDictionary()
         self._paths: list[str] = []
@@ -47,6 +64,16 @@ class Tree:
     def mirror(self, path: str) -> IsolatedModule | None:
         """Return the mirror of the module at `path`, if it is alive."""
         return self._mirrors.get(path)
+
+    def home_of(self, mirror: IsolatedModule, path: str) -> dict[str, Any]:
+        """Return the members of a mirror that say where it lives: here, unless it is in another tree already.
+
+        A slice of a container is a tree of its own, made of modules of another.
+        """
+        home = mirror._isohub_tree
+        if home is not self and home.mirror(mirror._isohub_path) is mirror:
+            return {}
+        return {"_isohub_lease": self.lease, "_isohub_tree": self, "_isohub_path": path}
 
     def info(self) -> Info:
         """Return where the tree comes from."""
@@ -73,26 +100,76 @@ class Tree:
             if mirror is not None:
                 mirror.__dict__["training"] = mode
 
-    def update(self, nodes: list[ModuleNode], tensors: TensorReader) -> IsolatedModule:
+    def tensor(self, place: int) -> torch.Tensor:
+        """Return the parameter or buffer at a place, counted as in `wire.specs.ModuleSpec`.
+
+        Raises:
+            RemoteProtocolError: There is none.
+        """
+        tensors = self._shared.tensors
+        if not 0 <= place < len(tensors):
+            raise RemoteProtocolError(f"tensor {place} of a module tree of {len(tensors)}")
+        return tensors[place]
+
+    def find(self, parameter: nn.Parameter) -> tuple[str, str] | None:
+        """Return the path of a module and the name there of `parameter`, if it is in this tree."""
+        if not any(parameter is tensor for tensor in self._shared.tensors):
+            return None
+        for path, mirror in list(self._mirrors.items()):
+            for name, own in mirror._parameters.items():
+                if own is parameter:
+                    return path, name
+        return None
+
+    def changes(self) -> TreeChange | None:
+        """Return what was done here to the tree since the worker was last told; None if nothing."""
+        change = self._shared.changes()
+        self._hooked_now = sorted(mirror._isohub_path for mirror in self.hookable if mirror.has_hooks())
+        if self._hooked_now == self._hooked:
+            return change
+        return TreeChange(
+            self.lease.handle,
+            [] if change is None else change.written,
+            [] if change is None else change.asking,
+            self._hooked_now,
+        )
+
+    def changes_told(self) -> None:
+        """Know that the worker is told of the changes last returned."""
+        self._shared.told()
+        self._hooked = self._hooked_now
+
+    def update(
+        self, nodes: list[ModuleNode], tensors: TensorReader, adopted: dict[int, torch.Tensor | None]
+    ) -> IsolatedModule:
         """Make the mirror what `nodes` say, keeping every module and parameter that stays; return the root.
+
+        Args:
+            nodes: The modules.
+            tensors: The payload's.
+            adopted: Parameters of this program that are now in the tree, by place among the tensors; None for
+                one that is gone.
 
         Raises:
             RemoteProtocolError: The nodes are no tree.
         """
-        return _Update(self, nodes, tensors).root()
+        return _Update(self, nodes, tensors, adopted).root()
 
     def _mirror_for(self, path: str, node: ModuleNode) -> IsolatedModule:
         """Return the mirror that there is, as it was before, or else a new one, which the tree does not know yet."""
         kind = object_class(IsolatedModule, node.protocols)
-        mirror = self._mirrors.get(path)
+        mirror = self._known.get(node.number)
         return mirror if mirror is not None and type(mirror) is kind else kind(self, path, node)
 
 
 class _Update:
     """One pass over the nodes of a tree. Nothing changes until all of them have turned out to make sense."""
 
-    def __init__(self, tree: Tree, nodes: list[ModuleNode], tensors: TensorReader) -> None:
+    def __init__(
+        self, tree: Tree, nodes: list[ModuleNode], tensors: TensorReader, adopted: dict[int, torch.Tensor | None]
+    ) -> None:
         self._tree = tree
+        self._adopted = adopted
         self._nodes = nodes
         self._tensors = tensors
         self._begun: set[int] = set()
@@ -106,15 +183,36 @@ class _Update:
         root = self._visit(0, "", 0)
         if len(self._made) != len(self._nodes):
             raise RemoteProtocolError("a module tree with nodes that nothing leads to")
-        for before, now in self._renewed.values():
-            before.data = now.data
-            before.requires_grad_(now.requires_grad)
+        if len({node.number for node in self._nodes}) != len(self._nodes):
+            raise RemoteProtocolError("a module tree with two modules of one number")
+        for stays, now in self._renewed.values():
+            stays.data = now.data
+            stays.requires_grad_(now.requires_grad)
         made = [self._made[index] for index in range(len(self._nodes))]
         for one in made:
             one.mirror.__dict__.update(one.members)
-        self._tree._mirrors.update((one.path, one.mirror) for one in made)
-        self._tree._paths = [one.path for one in made]
+        tree = self._tree
+        before = dict(tree._mirrors)
+        tree._mirrors = weakref.WeakValueDictionary({one.path: one.mirror for one in made})
+        tree._known.update((one.members["_isohub_node"].number, one.mirror) for one in made)
+        tree._paths = [one.path for one in made]
+        tree._shared = Shared(
+            tree.lease.handle, [self._parameters.get(place, self._tensors[place]) for place in places_of(self._nodes)]
+        )
+        # The worker goes by the paths of before; it is told those of now.
+        tree._hooked = ["?"] if tree._hooked else []
+        for mirror in before.values():
+            if tree.mirror(mirror._isohub_path) is not mirror:
+                self._rehome(mirror)
         return root.mirror
+
+    def _rehome(self, mirror: IsolatedModule) -> None:
+        """Have a mirror that left the tree live in another one that has it, if there is one."""
+        for tree in list(self._tree._trees.values()):
+            for path, one in list(tree._mirrors.items()):
+                if one is mirror:
+                    mirror.__dict__.update(tree.home_of(mirror, path))
+                    return
 
     def _visit(self, index: int, path: str, depth: int) -> _Made:
         if not 0 <= index < len(self._nodes) or depth > MAX_TREE_DEPTH:
@@ -137,6 +235,7 @@ class _Update:
         if height > MAX_TREE_DEPTH + 1 or size > MAX_TREE_SIZE:
             raise RemoteProtocolError(f"a module tree of {size} places, {height} deep")
         members = {
+            **self._tree.home_of(mirror, path),
             "_isohub_node": node,
             "_version": node.version,
             "training": node.training,
@@ -154,6 +253,8 @@ class _Update:
         if index == -1:
             return None
         if index not in self._parameters:
+            adopted = self._adopted.get(index)
+            before = adopted if isinstance(adopted, nn.Parameter) else before
             now = nn.Parameter(self._tensors[index], requires_grad=self._tensors.spec(index).requires_grad)
             # A lazy parameter stood here without memory, and torch cannot give it any. Of tied ones that are
             # no longer, one stays.
@@ -174,131 +275,6 @@ class _Made(NamedTuple):
     members: dict[str, Any]
     height: int
     size: int
-
-
-class ProxyTable:
-    """Everything in this process that stands for objects of one worker; see `supervisor.border.Proxies`."""
-
-    def __init__(self, worker: Worker, checkout: Checkout) -> None:
-        self._worker = worker
-        self._checkout = checkout
-        self._leases: weakref.WeakValueDictionary[int, Lease] = weakref.WeakValueDictionary()
-        self._objects: weakref.WeakValueDictionary[int, RemoteObject] = weakref.WeakValueDictionary()
-        self._trees: weakref.WeakValueDictionary[int, Tree] = weakref.WeakValueDictionary()
-        self._released: deque[tuple[int, int]] = deque()
-        self._fresh: list[IsolatedModule] = []  # keeps new roots until the value that names them is made
-
-    def ref_of(self, value: object) -> Ref | None:
-        """Return what `value` stands for in its worker; None when it is no proxy."""
-        if not isinstance(value, RemoteObject | IsolatedModule | BoundMethod):
-            return None
-        lease = value._isohub_lease
-        if lease.worker is not self._worker:
-            raise LocalProtocolError(
-                f"{value!r:.200} lives in worker {lease.worker.label}, and cannot go to worker {self._worker.label}: "
-                "pass the data instead"
-            )
-        if isinstance(value, BoundMethod):
-            return Ref("method", lease.handle, value._isohub_path, value.__name__)
-        return Ref("module" if isinstance(value, IsolatedModule) else "object", lease.handle, value._isohub_path)
-
-    def module_tree(self, spec: ModuleSpec, tensors: TensorReader) -> None:
-        """Take in a module tree, new or changed."""
-        tree = self._trees.get(spec.handle)
-        if tree is None:
-            tree = Tree(self._lease(spec.handle), self._checkout)
-            self._trees[spec.handle] = tree
-        # Under the caller's inference mode they would be inference tensors, which nobody can write to after it.
-        with torch.inference_mode(False):
-            self._fresh.append(tree.update(spec.nodes, tensors))
-
-    def proxy(self, ref: Ref) -> object:
-        """Return what stands for `ref`."""
-        lease = self._lease(ref.handle)
-        if ref.kind == "method":
-            return BoundMethod(lease, ref.path, ref.name)
-        lease.receive()
-        if ref.kind == "module":
-            return self._module(ref)
-        found = self._objects.get(ref.handle)
-        if found is None:
-            found = object_class(RemoteObject, ref.protocols)(lease, ref.type_name)
-            self._objects[ref.handle] = found
-        return found
-
-    def record(self, record: Record, members: list[Any]) -> object:
-        """Return the record."""
-        return make_record(record, members)
-
-    def parts(self, value: object) -> tuple[Record, list[Any]] | None:
-        """Take a record apart, its members unsaid; None for what is no record."""
-        return parts_of(value)
-
-    def with_gradient(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return `tensor` as one that asks for gradients, and refuses to have them computed."""
-        if not torch.is_grad_enabled():
-            return tensor
-        result: torch.Tensor = _Refuse.apply(  # type: ignore[no-untyped-call]
-            torch.empty(0, requires_grad=True), tensor
-        )
-        return result
-
-    def released(self) -> list[tuple[int, int]]:
-        """Return the handles that nobody holds any more, and how often each had been received."""
-        found = []
-        while self._released:
-            found.append(self._released.popleft())
-        return found
-
-    def put_back(self, released: list[tuple[int, int]]) -> None:
-        """Return these by the next `released` again: they could not be told."""
-        self._released.extend(released)
-
-    def unpacked(self) -> None:
-        """Let go of what was only kept until the value was made."""
-        self._fresh.clear()
-
-    def _lease(self, handle: int) -> Lease:
-        lease = self._leases.get(handle)
-        if lease is None:
-            worker, released = self._worker, self._released
-
-            def gone(handle: int, received: int) -> None:
-                # May run inside the garbage collector: only a deque and a wake-up.
-                if received:
-                    released.append((handle, received))
-                    worker.release_soon()
-
-            lease = self._leases[handle] = Lease(worker, handle, gone)
-        return lease
-
-    def _module(self, ref: Ref) -> IsolatedModule:
-        tree = self._trees.get(ref.handle)
-        mirror = None if tree is None else tree.mirror(ref.path)
-        if mirror is None:
-            # The mirror died here while the worker still knew the module.
-            with nested():
-                self._worker.request("describe", handle=ref.handle)
-            tree = self._trees.get(ref.handle)
-            mirror = None if tree is None else tree.mirror(ref.path)
-        if mirror is None:
-            raise RemoteProtocolError(f"a module {ref.handle}:{ref.path[:200]!r}, which is in no tree")
-        return mirror
-
-
-class _Refuse(torch.autograd.Function):
-    """The end of the graph here: what came before it is in the worker."""
-
-    @staticmethod
-    def forward(_: Any, __: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor
-
-    @staticmethod
-    def backward(_: Any, *__: Any) -> Any:
-        raise LocalProtocolError(
-            "gradients do not cross the border to a worker yet: train with isolate=False, or call the module "
-            "under torch.no_grad() where only the values are needed"
-        )
 
 
 def _by_name(parts: list[tuple[str, _Part]]) -> dict[str, _Part]:

@@ -302,6 +302,10 @@ class TensorReader:
             raise RemoteProtocolError(f"tensor {index} of {len(self._specs)}")
         return self._specs[index]
 
+    def put(self, index: int, tensor: torch.Tensor) -> None:
+        """Have `tensor` stand for the one of that index from now on."""
+        self._made[index] = tensor
+
     def __getitem__(self, index: int) -> torch.Tensor:
         """Return the tensor of that index; the same object each time."""
         if index not in self._made:

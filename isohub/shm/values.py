@@ -18,7 +18,7 @@ from isohub.wire import tree
 from isohub.wire.messages import Payload
 from isohub.wire.specs import ModuleSpec
 from isohub.wire.tree import Where, depth_of
-from isohub.wire.values import Items, Scalar, TensorAt, Value
+from isohub.wire.values import Items, Ref, Scalar, TensorAt, Value
 
 __all__ = ["Packer", "Unpacker"]
 
@@ -37,6 +37,12 @@ class Packer:
         other: Says what is neither builtin nor of torch or NumPy; called with it and its place.
         move: Moves tensors into shared memory for good.
         moving: Whether every tensor is to be moved rather than copied.
+        own: Says a parameter that the other side has as well, in a module tree; None for any other.
+
+    Attributes:
+        noted: (place, tensor) of those that ask for gradients, and of all parameters.
+        modules: Module trees that the payload tells of.
+        parameters: (place, parameter) of the trees.
     """
 
     def __init__(
@@ -44,14 +50,18 @@ class Packer:
         arena: Arena,
         residents: Residents,
         other: Callable[[Packer, Any, Where], Value],
-        move: Callable[[list[torch.Tensor]], None] | None = None,
+        move: Callable[[list[torch.Tensor]], None] | None,
+        own: Callable[[Any], Ref | None],
         *,
         moving: bool = False,
     ) -> None:
         self.tensors = TensorWriter(arena, residents, move)
+        self.noted: list[tuple[int, torch.Tensor]] = []
         self._moving = moving
         self.modules: list[ModuleSpec] = []
+        self.parameters: list[tuple[int, torch.Tensor]] = []
         self._other = other
+        self._own = own
 
     def pack(self, value: object, where: Where = "value") -> Payload:
         """Return the payload that says `value`.
@@ -67,6 +77,13 @@ class Packer:
         """Return the value alone; its tensors are noted."""
         return tree.pack(value, self._leaf, where, depth_of(where))
 
+    def add(self, tensor: torch.Tensor, *, moving: bool = False) -> int:
+        """Note a tensor of the value and return its place."""
+        index = self.tensors.add(tensor, moving=moving)
+        if tensor.requires_grad or isinstance(tensor, torch.nn.Parameter):
+            self.noted.append((index, tensor))
+        return index
+
     def bytes(self, data: bytes | bytearray, kind: Literal["bytes", "bytearray", "pickle"]) -> TensorAt:
         """Say `data` as shared memory."""
         # frombuffer warns of read-only memory; nobody writes through this tensor.
@@ -77,8 +94,12 @@ class Packer:
         if isinstance(value, torch.Tensor):
             if why_not(value) is not None:
                 return self._other(self, value, where)
-            index = self.tensors.add(value, moving=self._moving)
-            return TensorAt(index, "parameter" if isinstance(value, torch.nn.Parameter) else "tensor")
+            is_parameter = isinstance(value, torch.nn.Parameter)
+            own = self._own(value) if is_parameter else None
+            if own is not None:
+                return own
+            index = self.add(value, moving=self._moving)
+            return TensorAt(index, "parameter" if is_parameter else "tensor")
         if isinstance(value, torch.dtype):
             return Scalar("dtype", name_of_dtype(value) or str(value).removeprefix("torch."))
         if isinstance(value, torch.device):
@@ -119,7 +140,6 @@ class Unpacker:
         payload: As it was decoded.
         tensors: Its tensors.
         handle: Makes what is one side's own: a `Ref`, a pickle or a record.
-        with_gradient: What to make of a tensor that asked for gradients on the other side.
     """
 
     def __init__(
@@ -127,12 +147,10 @@ class Unpacker:
         payload: Payload,
         tensors: TensorReader,
         handle: Callable[[Unpacker, Any], Any],
-        with_gradient: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
         self.payload = payload
         self.tensors = tensors
         self._handle = handle
-        self._with_gradient = with_gradient
 
     def unpack(self) -> Any:
         """Return the value.
@@ -156,14 +174,13 @@ class Unpacker:
         return self._handle(self, value)
 
     def _tensor(self, value: TensorAt) -> Any:
-        if value.kind == "tensor":
-            tensor = self.tensors[value.index]
-            if self._with_gradient is not None and self.tensors.spec(value.index).requires_grad:
-                return self._with_gradient(tensor)
+        if value.kind in ("tensor", "parameter"):
+            tensor, asks = self.tensors[value.index], self.tensors.spec(value.index).requires_grad
+            if value.kind == "parameter" and not isinstance(tensor, torch.nn.Parameter):
+                return torch.nn.Parameter(tensor, requires_grad=asks)
+            if asks and not tensor.requires_grad and not torch.is_inference_mode_enabled():
+                tensor.requires_grad_()
             return tensor
-        if value.kind == "parameter":
-            spec = self.tensors.spec(value.index)
-            return torch.nn.Parameter(self.tensors[value.index], requires_grad=spec.requires_grad)
         if value.kind == "pickle":
             return self._handle(self, value)
         raw = self.tensors[value.index]

@@ -79,8 +79,11 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             if why_not(value) is not None or not value.is_leaf or value._backward_hooks:
                 return None
             if type(value) is torch.nn.Parameter:
-                return "parameter", self._packer.tensors.add(value), value.requires_grad
-            return ("tensor", self._packer.tensors.add(value)) if type(value) is torch.Tensor else None
+                own = self._ref_of(value)
+                if own is not None:
+                    return "own", own.handle, own.path, own.name
+                return "parameter", self._packer.add(value)
+            return ("tensor", self._packer.add(value)) if type(value) is torch.Tensor else None
         ref = self._ref_of(value)
         return None if ref is None else ("handle", ref.handle, ref.path)
 

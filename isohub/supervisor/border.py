@@ -13,7 +13,18 @@ from isohub.shm.segment import Segment, create_memfd
 from isohub.shm.tensors import Residents, TensorReader, Watch, why_not
 from isohub.shm.values import Packer, Unpacker
 from isohub.supervisor.arguments import pickle_argument
-from isohub.wire.messages import Granted, NeedSegment, Payload, Request, TorchState, Verb
+from isohub.wire import structs
+from isohub.wire.messages import (
+    Granted,
+    Graph,
+    NeedSegment,
+    Numbered,
+    Payload,
+    Request,
+    TorchState,
+    TreeChange,
+    Verb,
+)
 from isohub.wire.specs import Block, ModuleSpec
 from isohub.wire.tree import Where, shown
 from isohub.wire.values import Items, Pairs, Record, Ref, TensorAt, Value
@@ -34,12 +45,54 @@ class Proxies(Protocol):
             LocalProtocolError: It stands for something in another worker.
         """
 
-    def module_tree(self, spec: ModuleSpec, tensors: TensorReader) -> None:
+    def numbered(self, noted: list[tuple[int, torch.Tensor]]) -> list[Numbered]:
+        """Number tensors that are being sent: parameters, and those that ask for gradients.
+
+        Args:
+            noted: Each with its place in the payload.
+        """
+
+    def module_tree(self, spec: ModuleSpec, tensors: TensorReader, numbered: dict[int, int]) -> None:
         """Take in a module tree, new or changed.
+
+        Args:
+            spec: The tree.
+            tensors: The payload's.
+            numbered: Numbers, by their place there, of the parameters that came from here.
 
         Raises:
             RemoteProtocolError: It makes no sense.
         """
+
+    def own_tensors(self, numbered: list[Numbered], tensors: TensorReader) -> None:
+        """Have tensors that were sent and come back be the ones that they are here.
+
+        Raises:
+            RemoteProtocolError: They were never sent.
+        """
+
+    def graph(self, graph: Graph, tensors: TensorReader) -> None:
+        """Make tensors that the worker computed part of the autograd graph here.
+
+        Raises:
+            RemoteProtocolError: It makes no sense.
+        """
+
+    def call(self, handle: int, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call what stands for a module here, with its hooks.
+
+        Raises:
+            RemoteProtocolError: There is no such module.
+        """
+
+    def settled(self) -> None:
+        """Know that an exchange is over, with all that was asked within it."""
+
+    def changes(self) -> list[TreeChange]:
+        """Return what was done here to module trees since the worker was last told."""
+
+    def changes_told(self) -> None:
+        """Know that the worker is told of the changes last returned."""
 
     def proxy(self, ref: Ref) -> object:
         """Return what stands for `ref`."""
@@ -49,9 +102,6 @@ class Proxies(Protocol):
 
     def parts(self, value: object) -> tuple[Record, list[Any]] | None:
         """Take a record apart, its members unsaid; None for what is no record."""
-
-    def with_gradient(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return `tensor`, which asked for gradients in the worker, as one that does so here."""
 
     def unpacked(self) -> None:
         """Know that the value of an answer is made."""
@@ -88,7 +138,9 @@ class Border:
         """
         if not args and not kwargs:
             return _NO_ARGUMENTS
-        return Packer(self._arena, self.residents, self._other).pack((args, kwargs), "arguments")
+        packer = Packer(self._arena, self.residents, self._other, None, self.proxies.ref_of)
+        payload = packer.pack((args, kwargs), "arguments")
+        return structs.replace(payload, numbered=self.proxies.numbered(packer.noted)) if packer.noted else payload
 
     def unsend(self, request: Request) -> None:
         """Take back all that a request had along, since it is not sent."""
@@ -106,9 +158,13 @@ class Border:
         """
         try:
             tensors = TensorReader(payload.blocks, payload.tensors, self._segment, self._watched)
+            numbered = {one.tensor: one.number for one in payload.numbered}
             for spec in payload.modules:
-                self.proxies.module_tree(spec, tensors)
-            return Unpacker(payload, tensors, self._handle, self.proxies.with_gradient).unpack()
+                self.proxies.module_tree(spec, tensors, numbered)
+            self.proxies.own_tensors(payload.numbered, tensors)
+            if payload.graph is not None:
+                self.proxies.graph(payload.graph, tensors)
+            return Unpacker(payload, tensors, self._handle).unpack()
         except IsohubError:
             raise
         except Exception as error:
@@ -123,6 +179,7 @@ class Border:
             verb=verb,
             payload=payload,
             state=state,
+            changes=self.proxies.changes(),
             freed=self._watch.take(),
             released=self.proxies.released(),
             segments=[(number, nbytes) for number, nbytes, _ in self._pending],
@@ -134,7 +191,11 @@ class Border:
         return [fd for *_, fd in self._pending]
 
     def sent(self) -> None:
-        """Close the descriptors of new segments; the worker has its own now."""
+        """Know that the request is on its way, and close the descriptors of new segments: the worker has its own."""
+        self.proxies.changes_told()
+        self._close_descriptors()
+
+    def _close_descriptors(self) -> None:
         while self._pending:
             os.close(self._pending.pop()[2])
 
@@ -182,7 +243,7 @@ class Border:
 
     def close(self) -> None:
         """Let go of every segment; tensors that lie there keep what they need."""
-        self.sent()
+        self._close_descriptors()
         self._arena = Arena(self._grow)
         self._outbox.clear()
         self.residents = Residents()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import select
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from isohub.errors import RemoteProtocolError
 from isohub.hub.services import Services
@@ -16,6 +16,7 @@ from isohub.supervisor.logs import Output
 from isohub.wire import codec
 from isohub.wire.messages import (
     PROTOCOL_VERSION,
+    Callback,
     FromParent,
     FromWorker,
     Hello,
@@ -70,8 +71,19 @@ class Connection:
         """Send a message that is encoded already; see `Channel.send`."""
         self._channel.send(message, descriptors, deadline)
 
-    def answer(self, border: Border, deadline: float | None) -> Returned | Raised:
+    def answer(
+        self,
+        border: Border,
+        deadline: float | None,
+        call_back: Callable[[Callback], tuple[bytes, list[int]]] | None = None,
+    ) -> Returned | Raised:
         """Wait for the answer to a request, and give the worker what it needs for it meanwhile.
+
+        Args:
+            border: Where segments are made.
+            deadline: By the monotonic clock, in seconds; None for none.
+            call_back: Makes a call that the worker asks for; returns what to send, with its descriptors.
+                None where there is nothing that it could call.
 
         Raises:
             RemoteProtocolError: What comes is no answer, or more than one.
@@ -86,6 +98,11 @@ class Connection:
             if isinstance(message, NeedFiles):
                 self.drain()  # what it printed before stands before what a download prints
                 self.tell(self._services.files(message), deadline)
+                continue
+            if isinstance(message, Callback) and call_back is not None:
+                self.drain()
+                self.send(*call_back(message), deadline)
+                border.sent()
                 continue
             if not isinstance(message, NeedSegment):
                 raise RemoteProtocolError(f"a {type(message).__name__} in answer to a request")

@@ -36,13 +36,16 @@ from isohub.shm.channel import DeadlineError, PeerGoneError
 from isohub.supervisor import endings, state
 from isohub.supervisor.background import Background
 from isohub.supervisor.border import Border
+from isohub.supervisor.callbacks import Callbacks
 from isohub.supervisor.connection import Connection
 from isohub.supervisor.launch import ForkServer
 from isohub.supervisor.raised import exception
+from isohub.supervisor.releases import Releases
 from isohub.wire import codec
 from isohub.wire.framing import MAX_MESSAGE_BYTES
 from isohub.wire.lifecycle import Event, State, after
 from isohub.wire.messages import (
+    Callback,
     Payload,
     Prepare,
     Raised,
@@ -84,8 +87,8 @@ class Worker:
         self._owner_pid = os.getpid()
         self.lease: Lease | None = None  # its checkout stays in the cache as long as it lives
         self._connection: Connection | None = None
-        self._is_releasing = False
-        self._releaser: threading.Thread | None = None
+        self._releases = Releases(self)
+        self._callbacks = Callbacks()
         self._generator = state.Generator()
         self._end: IsohubError | None = None  # why it ended; told to everybody who asks again
         self.pid = 0
@@ -177,8 +180,9 @@ class Worker:
             self.check()  # before the lock, which another thread may have held when this process was forked
         with self._lock:
             self.check()
-            if self._state is not State.IDLE:
+            if self._state not in (State.IDLE, State.SERVING):
                 raise endings.reentered(self._who)
+            answered = Event.ANSWER if self._state is State.IDLE else Event.ANSWER_WITHIN
             connection = self._connected()
             timeout_s = self.isolation.timeout_s
             deadline = None if timeout_s is None else time.monotonic() + timeout_s
@@ -188,18 +192,37 @@ class Worker:
                 connection.mute(muted)
                 connection.send(message, descriptors, deadline)
                 self.border.sent()
-                answer = connection.answer(self.border, deadline)
+                answer = connection.answer(self.border, deadline, self._call_back)
                 self._generator.answered(answer.rng)
-                self._state = after(self._state, Event.ANSWER)
+                self._state = after(self._state, answered)
                 value = self.border.unpack(answer.payload) if isinstance(answer, Returned) else None
                 # Afterwards: the worker may have let go of what it sends, such as a state dict.
                 self.border.settle(answer.freed, answer.dropped)
             self.calls += 1
             connection.drain()
             connection.mute(False)
+            if answered is Event.ANSWER:
+                self.border.proxies.settled()
+                thrown = self._callbacks.settle(answer)
+            else:
+                thrown = self._callbacks.find(answer)
+        if thrown is not None:
+            raise thrown
         if isinstance(answer, Raised):
             raise exception(answer)
         return value
+
+    def _call_back(self, callback: Callback) -> tuple[bytes, list[int]]:
+        """Make a call that the worker's code makes of a module here; return the request that says how it ended."""
+        self._generator.answered(callback.state.rng)
+        self._state = after(self._state, Event.CALLBACK)
+        arguments = self.border.unpack(callback.payload)
+        self.border.settle(callback.freed, callback.dropped)
+        verb, value, number = self._callbacks.make(callback, arguments, self.border.proxies.call)
+        self.check()  # the call may have ended the worker
+        said = self._say(verb, self.border.pack((value,), {}), {"handle": number})
+        self._state = after(self._state, Event.RESUME)
+        return said
 
     def reap(self) -> None:
         """Notice that an idle worker has ended by itself, so that `alive` says so."""
@@ -213,8 +236,17 @@ class Worker:
 
     def release_soon(self) -> None:
         """Tell the worker of handles that died here, unless a request is just going to."""
-        if not self._is_releasing:
-            self._background.soon(self._start_release)
+        self._releases.soon(self._background)
+
+    def release_now(self) -> None:
+        """Tell the worker of handles that died here, if nobody is asking it anything: that takes them along."""
+        if self._lock.acquire(blocking=False):
+            try:
+                if self._state is State.IDLE and self._end is None and os.getpid() == self._owner_pid:
+                    with contextlib.suppress(IsohubError):
+                        self.request("release")
+            finally:
+                self._lock.release()
 
     def begin_close(self) -> None:
         """Ask an idle worker to end, and do not wait for it; `close` does."""
@@ -253,9 +285,7 @@ class Worker:
             self._finish(Event.CLOSE, reason)
         finally:
             self._lock.release()
-        with contextlib.suppress(RuntimeError):  # it is this thread, or was never started
-            if self._releaser is not None:
-                self._releaser.join()
+        self._releases.join()
 
     def kill(self) -> None:
         """End the process at once, whatever it is doing. A request that waits for it fails."""
@@ -357,27 +387,6 @@ class Worker:
                 self.lease.close()
         # A copy is raised: a traceback would keep the frames of the call, and with them the model, alive.
         return endings.again(self._end)
-
-    def _start_release(self) -> None:
-        # In a thread of its own: a worker that takes its time, in a `__del__` say, holds up nobody else.
-        if self._end is not None or os.getpid() != self._owner_pid:
-            return
-        self._is_releasing = True
-        self._releaser = threading.Thread(target=self._release, name="isohub-release", daemon=True)
-        with contextlib.suppress(RuntimeError):  # the interpreter is ending, and the worker with it
-            self._releaser.start()
-
-    def _release(self) -> None:
-        # If somebody has the lock, their request or the next one carries the releases.
-        if self._lock.acquire(blocking=False):
-            try:
-                if self._state is State.IDLE and self._end is None and os.getpid() == self._owner_pid:
-                    self._is_releasing = False
-                    with contextlib.suppress(IsohubError):
-                        self.request("release")
-            finally:
-                self._lock.release()
-        self._is_releasing = False
 
     @property
     def _who(self) -> str:

@@ -16,6 +16,7 @@ class State(enum.Enum):
     STARTING = "starting"  #: launched, not yet prepared
     IDLE = "idle"  #: ready for a request
     BUSY = "busy"  #: a request is under way
+    SERVING = "serving"  #: a request is under way, whose code waits for a call that this program makes
     CLOSED = "closed"  #: ended because this program said so
     BROKEN = "broken"  #: ended otherwise: crashed, killed, overdue, or caught lying
 
@@ -26,6 +27,9 @@ class Event(enum.Enum):
     PREPARED = "prepared"  #: it answered `Prepare`
     REQUEST = "request"  #: a request was sent
     ANSWER = "answer"  #: its answer came
+    CALLBACK = "callback"  #: it asked this program to make a call
+    RESUME = "resume"  #: the call is made
+    ANSWER_WITHIN = "answer within"  #: the answer came to a request that the call made
     CLOSE = "close"  #: the parent asked it to end
     DEATH = "death"  #: it ended, or was killed because it could not be believed any more
 
@@ -38,6 +42,12 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.IDLE, Event.CLOSE): State.CLOSED,
     (State.IDLE, Event.DEATH): State.BROKEN,
     (State.BUSY, Event.ANSWER): State.IDLE,
+    (State.BUSY, Event.CALLBACK): State.SERVING,
+    (State.BUSY, Event.ANSWER_WITHIN): State.SERVING,
+    (State.SERVING, Event.REQUEST): State.BUSY,
+    (State.SERVING, Event.RESUME): State.BUSY,
+    (State.SERVING, Event.CLOSE): State.CLOSED,
+    (State.SERVING, Event.DEATH): State.BROKEN,
     (State.BUSY, Event.CLOSE): State.CLOSED,
     (State.BUSY, Event.DEATH): State.BROKEN,
     # An ended worker stays what it is: a death after `close` is the close, and the other way round.

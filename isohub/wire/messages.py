@@ -11,6 +11,8 @@
       |  Granted, descriptor --------->    |
       |  <--------------------- NeedFiles  |       (likewise)
       |  FilesAt | Refused ----------->    |
+      |  <---------------------- Callback  |       (likewise; then any number of whole exchanges, and at last)
+      |  Request resume | throw ------->   |
       |  <------------- Returned | Raised  |
 
 Descriptors go from parent to worker only. The parent makes every segment, so there is no descriptor
@@ -27,14 +29,17 @@ from isohub.wire.values import Value
 
 __all__ = [
     "PROTOCOL_VERSION",
+    "Callback",
     "Cause",
     "FilesAt",
     "FromParent",
     "FromWorker",
     "Granted",
+    "Graph",
     "Hello",
     "NeedFiles",
     "NeedSegment",
+    "Numbered",
     "Payload",
     "Prepare",
     "Raised",
@@ -42,18 +47,48 @@ __all__ = [
     "Request",
     "Returned",
     "TorchState",
+    "TreeChange",
     "Verb",
 ]  # fmt: skip
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 Verb = Literal[
     "list", "help", "build",
     "call", "method", "getattr", "setattr", "delattr", "dir",
     "len", "iter", "next", "getitem", "setitem", "delitem", "contains", "enter", "exit",
     "bool", "eq", "hash", "str", "repr",
-    "train", "apply", "describe", "release", "close",
+    "train", "apply", "describe", "backward", "run", "renew", "resume", "throw", "release", "close",
 ]  # fmt: skip
+
+
+class Numbered(Struct, array_like=True, frozen=True, gc=False):
+    """A tensor that asks for gradients, or a parameter, with the number that the parent has given it.
+
+    Attributes:
+        tensor: Place in `Payload.tensors`.
+        number: Its number, unique for one worker.
+        kind: What it is in the parent: a parameter, another leaf, or something that was computed.
+    """
+
+    tensor: int
+    number: int
+    kind: Literal["parameter", "leaf", "computed"]
+
+
+class Graph(Struct, array_like=True, frozen=True):
+    """The autograd graph behind tensors of a payload, which stays in the worker.
+
+    Attributes:
+        handle: Number of the graph among the worker's objects.
+        outputs: Places in `Payload.tensors` of those that it computed.
+        leaves: What it leads back to: (0, number) of a tensor that the parent has sent, or (handle, place)
+            of a parameter or buffer in a module tree, counted as in `ModuleSpec`.
+    """
+
+    handle: int
+    outputs: list[int]
+    leaves: list[tuple[int, int]]
 
 
 class Payload(Struct, array_like=True, frozen=True):
@@ -64,23 +99,44 @@ class Payload(Struct, array_like=True, frozen=True):
         blocks: Pieces of shared memory.
         tensors: Views of the blocks.
         modules: Trees that the receiver has not seen, or has seen in another state.
+        numbered: From the parent: parameters, and tensors that ask for gradients. From the worker: parameters that the
+            parent has sent and that are now part of a tree.
+        graph: The graph behind those tensors that the worker computed; None if there is none.
     """
 
     value: Value = None
     blocks: list[Block] = []
     tensors: list[TensorSpec] = []
     modules: list[ModuleSpec] = []
+    numbered: list[Numbered] = []
+    graph: Graph | None = None
+
+
+class TreeChange(Struct, array_like=True, frozen=True):
+    """What the parent did to the tensors and hooks of a module tree since it last spoke to the worker.
+
+    Attributes:
+        handle: The tree.
+        written: Places of tensors that were written to, counted as in `ModuleSpec`.
+        asking: (place, whether it asks for gradients now) of tensors that were switched.
+        hooked: Paths of the modules that have hooks in the parent; None if they are the same as before.
+    """
+
+    handle: int
+    written: list[int]
+    asking: list[tuple[int, bool]]
+    hooked: list[str] | None = None
 
 
 class TorchState(Struct, array_like=True, frozen=True):
-    """The modes of torch in the calling thread, which the worker takes on for one exchange.
+    """The modes of torch in the calling thread, which the other side takes on for one exchange.
 
     Attributes:
         grad: `torch.is_grad_enabled()`.
         inference: `torch.is_inference_mode_enabled()`.
         default_dtype: Name of the default dtype.
         autocast: dtype name of CPU autocast; None when it is off.
-        rng: The state of the default generator, when the worker does not have it; else None.
+        rng: The state of the default generator, when the other side does not have it; else None.
     """
 
     grad: bool = True
@@ -129,6 +185,7 @@ class Request(Struct, tag=True, frozen=True, kw_only=True, omit_defaults=True):
         returns: For `build`: what is wanted back.
         payload: A tuple `(args, kwargs)`.
         state: Modes of torch to take on.
+        changes: What was done to module trees since the last request.
         released: (handle, how often it was received): the parent holds them no more.
         freed: (segment, offset) of blocks of the worker's that the parent holds no more.
         segments: (number, nbytes) of new segments of the parent's arena; their descriptors come with
@@ -142,6 +199,7 @@ class Request(Struct, tag=True, frozen=True, kw_only=True, omit_defaults=True):
     returns: Literal["module", "state_dict"] = "module"
     payload: Payload = Payload()
     state: TorchState | None = None
+    changes: list[TreeChange] = []
     released: list[tuple[int, int]] = []
     freed: list[tuple[int, int]] = []
     segments: list[tuple[int, int]] = []
@@ -237,6 +295,27 @@ class Returned(Struct, tag=True, frozen=True, kw_only=True, omit_defaults=True):
     dropped: list[int] = []
 
 
+class Callback(Struct, tag=True, frozen=True, kw_only=True, omit_defaults=True):
+    """The repository's code calls a module that has hooks in the parent, which is to make the call.
+
+    It answers by a request: `resume` with the result, or `throw` with the number of what was raised.
+
+    Attributes:
+        handle: The tree.
+        path: Which module of it.
+        payload: A tuple `(args, kwargs)`.
+        state: Modes of torch to take on.
+        freed, dropped: As in `Returned`.
+    """
+
+    handle: int
+    path: str = ""
+    payload: Payload = Payload()
+    state: TorchState = TorchState()
+    freed: list[tuple[int, int]] = []
+    dropped: list[int] = []
+
+
 class Cause(Struct, array_like=True, frozen=True):
     """An exception without its traceback.
 
@@ -247,6 +326,7 @@ class Cause(Struct, array_like=True, frozen=True):
         message: Its text.
         args: Its arguments, where all of them are plain.
         ours: Name of the class in `isohub.errors`, if it is one of ours; else empty.
+        thrown: Number of what the parent raised in a callback, if it is that; else 0.
     """
 
     type_name: str
@@ -255,6 +335,7 @@ class Cause(Struct, array_like=True, frozen=True):
     message: str
     args: list[None | bool | int | float | str] | None = None
     ours: str = ""
+    thrown: int = 0
 
 
 class Raised(Struct, tag=True, frozen=True, kw_only=True, omit_defaults=True):
@@ -276,4 +357,4 @@ class Raised(Struct, tag=True, frozen=True, kw_only=True, omit_defaults=True):
 
 
 FromParent = Prepare | Request | Granted | FilesAt | Refused
-FromWorker = Hello | NeedSegment | NeedFiles | Returned | Raised
+FromWorker = Hello | NeedSegment | NeedFiles | Callback | Returned | Raised

@@ -11,7 +11,7 @@ from isohub.wire.structs import Struct
 
 __all__ = [
     "ALIGNMENT_BYTES", "DTYPES", "META", "NOWHERE", "Block", "ModuleNode", "ModuleSpec", "TensorSpec",
-    "check_block", "check_spec",
+    "check_block", "check_spec", "places_of",
 ]  # fmt: skip
 
 META = -1  # the block of a tensor on the meta device
@@ -78,6 +78,7 @@ class ModuleNode(Struct, array_like=True, frozen=True, gc=False):
     """One module of a tree.
 
     Attributes:
+        number: Its own, unique in the worker, by which it is known again wherever it has moved to.
         type_name: Qualified name of its class; shown, never looked up.
         training: Its mode.
         text: Its `extra_repr()`, or the whole `repr` where `own_repr` is true.
@@ -89,6 +90,7 @@ class ModuleNode(Struct, array_like=True, frozen=True, gc=False):
         version: The version of its state dict's format, which goes into the metadata of one.
     """
 
+    number: int
     type_name: str
     training: bool
     text: str
@@ -101,10 +103,27 @@ class ModuleNode(Struct, array_like=True, frozen=True, gc=False):
 
 
 class ModuleSpec(Struct, array_like=True, frozen=True, gc=False):
-    """A module tree: `nodes[0]` is the root, and a node may have several parents."""
+    """A module tree: `nodes[0]` is the root, and a node may have several parents.
+
+    The tensors of a tree are counted in this order, each once: the parameters of all nodes, then the
+    buffers of all nodes.
+
+    Attributes:
+        handle: Number of the root among the worker's objects.
+        nodes: Its modules.
+        parted: Whether it was part of another tree that the parent has, and is a tree of its own now.
+    """
 
     handle: int
     nodes: list[ModuleNode]
+    parted: bool = False
+
+
+def places_of(nodes: list[ModuleNode]) -> list[int]:
+    """Return the places in `Payload.tensors` of a tree's tensors, in the order in which they are counted."""
+    parameters = [place for node in nodes for _, place in node.parameters]
+    buffers = [place for node in nodes for _, place, _ in node.buffers]
+    return [place for place in dict.fromkeys(parameters + buffers) if place != -1]
 
 
 def check_spec(spec: TensorSpec, blocks: list[Block]) -> None:

@@ -79,16 +79,16 @@ class Ref(Struct, array_like=True, tag="o", frozen=True, gc=False):
     """Something that lives in the worker.
 
     Attributes:
-        kind: An object, a bound method (`name`) of an object, or a module: the one that `path` leads
-            to in the tree of the module `handle`.
+        kind: An object, a bound method (`name`) of an object, a module (the one that `path` leads to in the
+            tree of the module `handle`), or a parameter (`name`) of such a module.
         handle: Number of the object in the worker's table.
         path: Dotted path of a sub-module; empty for the object itself.
-        name: Name of the method.
+        name: Name of the method or parameter.
         type_name: Qualified name of its class; shown, never looked up.
         protocols: What can be done with it, of `PROTOCOLS`.
     """
 
-    kind: Literal["object", "method", "module"]
+    kind: Literal["object", "method", "module", "parameter"]
     handle: int
     path: str = ""
     name: str = ""

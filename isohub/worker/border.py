@@ -7,18 +7,23 @@ import os
 import pickle
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from isohub.shm.arena import Arena
 from isohub.shm.segment import Segment
 from isohub.shm.tensors import Residents, TensorReader, Watch, bytes_of, why_not
 from isohub.shm.values import Packer, Unpacker
+from isohub.wire import structs
 from isohub.wire.messages import Granted, Payload, Request
 from isohub.wire.specs import Block
 from isohub.wire.tree import Where
 from isohub.wire.values import Ref, TensorAt
 from isohub.worker import export, weights
+from isohub.worker.autograd import Graphs
 from isohub.worker.objects import Objects
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["Border", "Use"]
 
@@ -35,6 +40,7 @@ class Border:
     def __init__(self, need_segment: Callable[[int, Use], tuple[Granted, int]]) -> None:
         self._need = need_segment
         self.objects = Objects()
+        self.graphs = Graphs(self.objects)
         self._arena = Arena(lambda nbytes: self._new_segment(nbytes, "arena"))
         self._residents = Residents()
         self._inbox: dict[int, Segment] = {}
@@ -50,6 +56,8 @@ class Border:
             self._arena.release(number, offset)
         for handle, count in request.released:
             self.objects.release(handle, count)
+        for change in request.changes:
+            self.objects.trees.change(change)
 
     def news(self) -> dict[str, Any]:
         """Return what goes along with an answer: blocks and segments of which nothing lives here."""
@@ -68,6 +76,8 @@ class Border:
     def unpack(self, payload: Payload) -> Any:
         """Return the value that the parent sent."""
         reader = TensorReader(payload.blocks, payload.tensors, self._segment, self._watched, checked=False)
+        for one in payload.numbered:
+            reader.put(one.tensor, self.graphs.enter(reader[one.tensor], one, reader.spec(one.tensor).requires_grad))
         return Unpacker(payload, reader, self._handle).unpack()
 
     def pack(self, value: object, *, moving: bool = False, only_forward: bool = False) -> Payload:
@@ -85,19 +95,38 @@ class Border:
         def other(packer: Packer, value: Any, where: Where) -> Any:
             return export.say_other(packer, value, where, self.objects)
 
-        packer = Packer(self._arena, self._residents, other, self._move, moving=moving)
+        packer = Packer(self._arena, self._residents, other, self._move, self._own, moving=moving)
         changed = self.objects.trees.changed(None if only_forward else self._is_astray)
         try:
             for handle in changed:
                 packer.modules.append(export.describe(packer, self.objects.get(handle), handle, self.objects))
-            return packer.pack(value, "result")
+            return self._complete(packer.pack(value, "result"), packer)
         except BaseException:
             self.objects.trees.untold(changed)
             raise
 
+    def _complete(self, payload: Payload, packer: Packer) -> Payload:
+        """Return the payload with the graph behind its tensors, and which of these are the parent's own."""
+        graph = self.graphs.leave(packer.noted) if packer.noted else None
+        numbered = self.graphs.numbered(packer.parameters + packer.noted)
+        if graph is None and not numbered:
+            return payload
+        return structs.replace(payload, graph=graph, numbered=numbered)
+
+    def _own(self, parameter: torch.nn.Parameter) -> Ref | None:
+        """Say a parameter of a module tree that the parent has."""
+        place = self.objects.find_parameter(parameter)
+        if place is None:
+            return None
+        handle, path, name = place
+        self.objects.export(self.objects.get(handle))  # counts it as sent
+        return Ref("parameter", handle, path, name)
+
     def unsend(self, payload: Payload) -> None:
         """Free the blocks of a result that is not sent after all."""
         self.objects.trees.untold(spec.handle for spec in payload.modules)
+        if payload.graph is not None:
+            self.objects.release(payload.graph.handle, 1)
         for block in payload.blocks:
             if self._residents.get(block.segment) is None:
                 self._arena.release(block.segment, block.offset)
@@ -105,9 +134,9 @@ class Border:
     def describe(self, handle: int) -> Payload:
         """Describe the module of that handle as it is now."""
         module = self.objects.get(handle)
-        packer = Packer(self._arena, self._residents, lambda *_: None, self._move)
+        packer = Packer(self._arena, self._residents, lambda *_: None, self._move, self._own)
         packer.modules.append(export.describe(packer, module, handle, self.objects))
-        return packer.pack(None)
+        return self._complete(packer.pack(None), packer)
 
     def method(self, handle: int, path: str, name: str) -> Payload:
         """Say a bound method of an object that the parent has a handle of."""
@@ -141,7 +170,7 @@ class Border:
     def _handle(self, unpacker: Unpacker, value: Any) -> Any:
         if isinstance(value, Ref):
             found = self.objects.get(value.handle, value.path)
-            return getattr(found, value.name) if value.kind == "method" else found
+            return getattr(found, value.name) if value.kind in ("method", "parameter") else found
         if isinstance(value, TensorAt):
             return _Unpickler(unpacker, self, bytes_of(unpacker.tensors[value.index])).load()
         return self.objects.records.make(*value)
@@ -157,11 +186,9 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, key: Any) -> Any:
         kind, *rest = key
-        if kind == "tensor":
+        if kind in ("tensor", "parameter"):
             return self._unpacker.tensors[rest[0]]
-        if kind == "parameter":
-            index, requires_grad = rest
-            import torch
-
-            return torch.nn.Parameter(self._unpacker.tensors[index].clone(), requires_grad=requires_grad)
+        if kind == "own":
+            handle, path, name = rest
+            return self._border.objects.get(handle, path)._parameters[name]
         return self._border.objects.get(*rest)

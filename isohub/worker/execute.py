@@ -10,6 +10,7 @@ import torch
 from isohub.wire.messages import Payload, Request
 from isohub.worker import export
 from isohub.worker.border import Border
+from isohub.worker.callbacks import Callbacks
 from isohub.worker.hubconf import Hubconf
 
 __all__ = ["Executor"]
@@ -21,11 +22,13 @@ class Executor:
     Args:
         hubconf: The repository's.
         border: Values in and out.
+        callbacks: The modules that have hooks in the parent.
     """
 
-    def __init__(self, hubconf: Hubconf, border: Border) -> None:
+    def __init__(self, hubconf: Hubconf, border: Border, callbacks: Callbacks) -> None:
         self._hubconf = hubconf
         self._border = border
+        self._callbacks = callbacks
 
     def execute(self, request: Request) -> Payload:
         """Do what the request says and return its result.
@@ -39,10 +42,16 @@ class Executor:
         target = self._target(request)
         args, kwargs = self._border.unpack(request.payload)
         result = _OPERATIONS[request.verb](target, *args, **kwargs)
-        return self._border.pack(result, only_forward=isinstance(target, torch.nn.Module))
+        return self._border.pack(result)
 
     def _target(self, request: Request) -> Any:
         return self._border.objects.get(request.handle, request.path)
+
+    def _call(self, request: Request) -> Payload:
+        target = self._target(request)
+        args, kwargs = self._border.unpack(request.payload)
+        result = self._callbacks.call(target, *args, **kwargs)
+        return self._border.pack(result, only_forward=isinstance(target, torch.nn.Module))
 
     def _list(self, _: Request) -> Payload:
         return self._border.pack(self._hubconf.list())
@@ -96,6 +105,19 @@ class Executor:
     def _describe(self, request: Request) -> Payload:
         return self._border.describe(request.handle)
 
+    def _backward(self, request: Request) -> Payload:
+        """Compute gradients by a graph that is here."""
+        args, _ = self._border.unpack(request.payload)
+        payload = self._border.pack(self._target(request).backward(*args), only_forward=True)
+        if payload.graph is not None:
+            self._border.objects.get(payload.graph.handle).keep()
+        return payload
+
+    def _run(self, request: Request) -> Payload:
+        """Call a function of the user's with the object."""
+        (function, *args), kwargs = self._border.unpack(request.payload)
+        return self._border.pack(function(self._target(request), *args, **kwargs))
+
     def _release(self, _: Request) -> Payload:
         return Payload()  # the releases themselves come along with every request
 
@@ -129,7 +151,6 @@ def _exit(target: Any, error: BaseException | None) -> bool:
 
 
 _OPERATIONS: dict[str, Callable[..., Any]] = {
-    "call": lambda target, *args, **kwargs: target(*args, **kwargs),
     "dir": dir,
     "len": len,
     "iter": iter,

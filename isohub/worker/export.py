@@ -9,7 +9,7 @@ from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-def
 
 from isohub.shm.tensors import why_not
 from isohub.shm.values import Packer
-from isohub.wire.specs import ModuleNode, ModuleSpec
+from isohub.wire.specs import ModuleNode, ModuleSpec, places_of
 from isohub.wire.tree import Where
 from isohub.wire.values import Record, Ref, Value
 from isohub.worker.objects import Objects, protocols
@@ -45,16 +45,36 @@ def _module(packer: Packer, module: torch.nn.Module, objects: Objects) -> Ref:
     return Ref("module", root, path)
 
 
-def describe(packer: Packer, root: torch.nn.Module, handle: int, objects: Objects) -> ModuleSpec:
-    """Describe a module tree, and note its tensors to be moved into shared memory."""
+def describe(
+    packer: Packer, root: torch.nn.Module, handle: int, objects: Objects, *, parted: bool = False
+) -> ModuleSpec:
+    """Describe a module tree, and note its tensors to be moved into shared memory.
+
+    Modules that have left the tree since it was last described become trees of their own, which are
+    noted in the packer: somebody in the parent may go on using them.
+    """
+    before = objects.trees.modules(handle)
     places = {id(module): (index, path, module) for index, (path, module) in enumerate(_walk(root))}
     nodes: list[ModuleNode] = []
+    tensors: dict[int, torch.Tensor] = {}
     for _, path, module in places.values():
         objects.place(handle, path, module)
         children = [(name, -1 if child is None else places[id(child)][0]) for name, child in module._modules.items()]
-        nodes.append(_node(packer, module, children))
-    objects.trees.described(handle, [module for _, _, module in places.values()])
-    return ModuleSpec(handle, nodes)
+        nodes.append(_node(packer, module, children, objects.number(module), tensors))
+    modules = [module for _, _, module in places.values()]
+    objects.trees.described(handle, modules, [tensors[place] for place in places_of(nodes)])
+    packer.parameters += [(place, tensors[place]) for node in nodes for _, place in node.parameters if place != -1]
+    for module in _roots([module for module in before if id(module) not in places]):
+        if objects.find(module) is None:
+            own = objects.export(module)
+            packer.modules.append(describe(packer, module, own, objects, parted=True))
+    return ModuleSpec(handle, nodes, parted)
+
+
+def _roots(modules: list[torch.nn.Module]) -> list[torch.nn.Module]:
+    """Return those of `modules` that are in no other of them."""
+    below = {id(child) for module in modules for child in module._modules.values()}
+    return [module for module in modules if id(module) not in below]
 
 
 def in_order(root: torch.nn.Module) -> list[torch.nn.Module]:
@@ -79,7 +99,22 @@ def _visit(module: torch.nn.Module, path: str, found: dict[int, tuple[str, torch
             _visit(child, f"{path}.{name}" if path else name, found)
 
 
-def _node(packer: Packer, module: torch.nn.Module, children: list[tuple[str, int]]) -> ModuleNode:
+def _node(
+    packer: Packer,
+    module: torch.nn.Module,
+    children: list[tuple[str, int]],
+    number: int,
+    tensors: dict[int, torch.Tensor],
+) -> ModuleNode:
+    """Describe one module; its tensors are added to `tensors`, by their place in the payload."""
+
+    def place_of(tensor: torch.Tensor | None) -> int:
+        if tensor is None:
+            return -1
+        place = _tensor(packer, tensor)
+        tensors[place] = tensor
+        return place
+
     transient = getattr(module, "_non_persistent_buffers_set", ())
     version = getattr(module, "_version", 1)
     own_repr = type(module).__repr__ is not torch.nn.Module.__repr__
@@ -88,21 +123,20 @@ def _node(packer: Packer, module: torch.nn.Module, children: list[tuple[str, int
     except Exception:  # noqa: BLE001 - a repr that raises must not fail the load
         text, own_repr = "", False
     return ModuleNode(
+        number=number,
         type_name=type_name(module),
         training=bool(module.training),
         text=text,
         own_repr=own_repr,
-        parameters=[(name, _tensor(packer, value)) for name, value in module._parameters.items()],
-        buffers=[(name, _tensor(packer, value), name not in transient) for name, value in module._buffers.items()],
+        parameters=[(name, place_of(value)) for name, value in module._parameters.items()],
+        buffers=[(name, place_of(value), name not in transient) for name, value in module._buffers.items()],
         children=children,
         protocols=[name for name in protocols(module) if name not in ("call", "eq")],
         version=version if type(version) is int else 1,
     )
 
 
-def _tensor(packer: Packer, tensor: torch.Tensor | None) -> int:
-    if tensor is None:
-        return -1
+def _tensor(packer: Packer, tensor: torch.Tensor) -> int:
     if why_not(tensor) is not None or isinstance(tensor, UninitializedTensorMixin):
         # The parent sees its name, shape and dtype; the values stay here.
         shape = () if isinstance(tensor, UninitializedTensorMixin) else tensor.shape

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 
 import torch
 
-from isohub.shm.tensors import bytes_of, dtype_named
+from isohub.shm.tensors import bytes_of, dtype_named, name_of_dtype
 from isohub.wire.messages import TorchState
 
 __all__ = ["Modes"]
@@ -26,16 +26,21 @@ class Modes:
         self._parents_dtype = "float32"
         self._known: bytes | None = None
 
-    def of(self, state: TorchState | None) -> AbstractContextManager[object]:
-        """Take on the parent's modes; return a context that holds those which end with the request."""
+    def of(self, state: TorchState | None, *, nested: bool = False) -> AbstractContextManager[object]:
+        """Take on the parent's modes; return a context that holds those which end with the request.
+
+        Args:
+            state: The parent's.
+            nested: Whether a request of before is under way, so that modes of its code hold now.
+        """
         if state is None:
             return _ORDINARY
         if state.default_dtype != self._parents_dtype:
             torch.set_default_dtype(dtype_named(state.default_dtype))
             self._parents_dtype = state.default_dtype
-        if state.rng is not None:
-            torch.set_rng_state(torch.frombuffer(bytearray(state.rng), dtype=torch.uint8))
-            self._known = state.rng
+        self.take_generator(state.rng)
+        if nested:
+            return self._exactly(state)
         if not state.inference and state.autocast is None:
             return _ORDINARY if state.grad else torch.no_grad()
         stack = ExitStack()
@@ -46,6 +51,32 @@ class Modes:
         if state.autocast is not None:
             stack.enter_context(torch.autocast("cpu", dtype=dtype_named(state.autocast)))
         return stack
+
+    def _exactly(self, state: TorchState) -> AbstractContextManager[object]:
+        stack = ExitStack()
+        stack.enter_context(torch.inference_mode(state.inference))
+        stack.enter_context(torch.set_grad_enabled(state.grad))
+        autocast = None if state.autocast is None else dtype_named(state.autocast)
+        if autocast is not None or torch.is_autocast_enabled("cpu"):
+            stack.enter_context(torch.autocast("cpu", dtype=autocast, enabled=autocast is not None))
+        return stack
+
+    def take_generator(self, rng: bytes | None) -> None:
+        """Take over the state of the parent's generator, if it has moved."""
+        if rng is not None:
+            torch.set_rng_state(torch.frombuffer(bytearray(rng), dtype=torch.uint8))
+            self._known = rng
+
+    def current(self) -> TorchState:
+        """Return the modes of this worker now, for a call that the parent makes."""
+        autocast = torch.is_autocast_enabled("cpu")
+        return TorchState(
+            grad=torch.is_grad_enabled(),
+            inference=torch.is_inference_mode_enabled(),
+            default_dtype=name_of_dtype(torch.get_default_dtype()) or "float32",
+            autocast=name_of_dtype(torch.get_autocast_dtype("cpu")) if autocast else None,
+            rng=self.moved(),
+        )
 
     def moved(self) -> bytes | None:
         """Return the generator's state if the parent does not know it; else None."""

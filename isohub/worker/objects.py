@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from isohub.worker.records import Records
@@ -48,6 +49,8 @@ class Objects:
         self._sent: dict[int, int] = {}
         # Sub-modules of the module trees that the parent has: id -> (handle of the root, path).
         self._places: dict[int, tuple[int, str]] = {}
+        self._numbers: dict[int, tuple[weakref.ref[torch.nn.Module], int]] = {}  # of modules, by id
+        self._next_number = 1
         self.trees = Trees()
         self.records = Records()
 
@@ -89,6 +92,27 @@ class Objects:
         del self._by_id[id(value)]
         self._places = {key: place for key, place in self._places.items() if place[0] != handle}
         self.trees.forget(handle)
+
+    def number(self, module: torch.nn.Module) -> int:
+        """Return the number by which the parent knows `module`, wherever it is."""
+        found = self._numbers.get(id(module))
+        if found is not None and found[0]() is module:
+            return found[1]
+        numbers, key = self._numbers, id(module)
+        numbers[key] = (weakref.ref(module, lambda _: numbers.pop(key, None)), self._next_number)
+        self._next_number += 1
+        return numbers[key][1]
+
+    def find_parameter(self, parameter: torch.nn.Parameter) -> tuple[int, str, str] | None:
+        """Return where the parent has `parameter`: handle of a tree, path of a module, name in it."""
+        place = self.trees.place_of(parameter)
+        if place is None:
+            return None
+        for path, module in self.get(place[0]).named_modules():
+            for name, one in module._parameters.items():
+                if one is parameter:
+                    return place[0], path, name
+        return None
 
     def place(self, root: int, path: str, module: torch.nn.Module) -> None:
         """Remember where in a tree that the parent has a sub-module is found; its first place stays."""

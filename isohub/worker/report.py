@@ -9,6 +9,7 @@ from pathlib import Path
 
 from isohub import errors
 from isohub.wire.messages import Cause
+from isohub.worker.callbacks import ThrownError
 
 __all__ = ["cause", "notes", "traceback_text"]
 
@@ -33,6 +34,7 @@ def cause(error: BaseException) -> Cause:
         message=_text(error),
         args=args,
         ours=ours,
+        thrown=error.number if isinstance(error, ThrownError) else 0,
     )
 
 

@@ -9,6 +9,7 @@ import platform
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from urllib.error import URLError
 
@@ -19,6 +20,7 @@ from isohub.wire import codec, structs
 from isohub.wire.framing import pack_header
 from isohub.wire.messages import (
     PROTOCOL_VERSION,
+    Callback,
     FilesAt,
     FromParent,
     FromWorker,
@@ -35,6 +37,7 @@ from isohub.wire.messages import (
 )
 from isohub.worker import downloads, prepare, report
 from isohub.worker.border import Border, Use
+from isohub.worker.callbacks import Callbacks
 from isohub.worker.execute import Executor
 from isohub.worker.modes import Modes
 
@@ -52,41 +55,60 @@ def serve(channel: Channel) -> None:
     _send(channel, Hello(
         protocol=PROTOCOL_VERSION, pid=os.getpid(), python=platform.python_version(), torch=str(torch.__version__),
     ))  # fmt: skip
-    line = _Line(channel)
-    border = Border(line.need_segment)
-    executor: Executor | None = None
-    modes = Modes()
-    while True:
-        message, descriptors = channel.receive()
-        request = codec.decode_from_parent(message)
+    _Server(channel).run()
+
+
+class _Server:
+    """The state of a worker between requests."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._line = _Line(channel, self._answer)
+        self._border = Border(self._line.need_segment)
+        self._modes = Modes()
+        self._callbacks = Callbacks(self._border, self._modes, self._line.call)
+        self._executor: Executor | None = None
+
+    def run(self) -> None:
+        """Answer requests until one says `close`."""
+        while True:
+            message, descriptors = self._channel.receive()
+            request = codec.decode_from_parent(message)
+            self._line.open = True
+            data = self._answer(request, descriptors, nested=False)
+            self._line.close()
+            _flush()
+            self._channel.send(data)
+            if isinstance(request, Request) and request.verb == "close":
+                return
+
+    def _answer(self, request: FromParent, descriptors: list[int], *, nested: bool) -> bytes:
+        """Do one request and return the answer.
+
+        Args:
+            request: What to do.
+            descriptors: Those that came with it.
+            nested: Whether another request waits for the parent, which asks this one first.
+        """
         answer: Returned | Raised
         payload = Payload()
-        line.open = True
         try:
             if isinstance(request, Prepare):
-                downloads.take_over(line.need_files)
-                executor = Executor(prepare.prepare(request), border)
+                downloads.take_over(self._line.need_files)
+                self._executor = Executor(prepare.prepare(request), self._border, self._callbacks)
             else:
-                assert isinstance(request, Request) and executor is not None, "a request before Prepare"
-                border.accept(request, descriptors)
-                payload = _do(executor, modes, request)
-            answer = Returned(payload=payload, rng=modes.moved(), **border.news())
+                assert isinstance(request, Request) and self._executor is not None, "a request before Prepare"
+                self._callbacks.accept(request, descriptors)
+                with self._modes.of(request.state, nested=nested):
+                    payload = self._executor.execute(request)
+            answer = Returned(payload=payload, rng=self._modes.moved(), **self._border.news())
             data = codec.encode(answer)
             pack_header(len(data), 0)  # raises here if it is too long, so that the error can be told
         except BaseException as error:  # noqa: BLE001 - SystemExit too: nothing ends the worker
-            border.unsend(payload)
-            answer = _raised(error, modes)
-            data = codec.encode(structs.replace(answer, **border.news()))
-        line.close()
-        _flush()
-        channel.send(data)
-        if isinstance(request, Request) and request.verb == "close":
-            return
-
-
-def _do(executor: Executor, modes: Modes, request: Request) -> Payload:
-    with modes.of(request.state):
-        return executor.execute(request)
+            self._border.unsend(payload)
+            answer = _raised(error, self._modes)
+            data = codec.encode(structs.replace(answer, **self._border.news()))
+        return data
 
 
 def _raised(error: BaseException, modes: Modes) -> Raised:
@@ -109,9 +131,10 @@ def _send(channel: Channel, message: FromWorker) -> None:
 class _Line:
     """Questions to the parent while a request is under way."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, answer: Callable[..., bytes]) -> None:
         self._channel = channel
-        self._lock = threading.Lock()  # the repository's code may download in several threads
+        self._answer = answer
+        self._lock = threading.RLock()  # the repository's code may download in several threads
         self.open = False
 
     def need_segment(self, nbytes: int, use: Use) -> tuple[Granted, int]:
@@ -138,15 +161,27 @@ class _Line:
         assert isinstance(answer, FilesAt), "something else than the files that were asked for"
         return Path(answer.path)
 
+    def call(self, callback: Callback) -> tuple[Request, list[int]]:
+        """Have the parent make a call, and return how it ended; it may ask for anything meanwhile."""
+        with self._lock:
+            reply, descriptors = self._ask(callback)
+            while not (isinstance(reply, Request) and reply.verb in ("resume", "throw")):
+                data = self._answer(reply, descriptors, nested=True)
+                _flush()
+                self._channel.send(data)
+                message, descriptors = self._channel.receive()
+                reply = codec.decode_from_parent(message)
+            return reply, descriptors
+
     def close(self) -> None:
         """Let no more questions be asked, once those that are being asked have their answers."""
         with self._lock:
             self.open = False
 
-    def _ask(self, question: NeedSegment | NeedFiles) -> tuple[FromParent, list[int]]:
+    def _ask(self, question: NeedSegment | NeedFiles | Callback) -> tuple[FromParent, list[int]]:
         with self._lock:
             if not self.open:
-                raise URLError("a worker can only ask for files while the program waits for its answer")
+                raise URLError("a worker can only ask for files, or call hooks, while the program waits for its answer")
             _flush()
             _send(self._channel, question)
             message, descriptors = self._channel.receive()

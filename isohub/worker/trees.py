@@ -8,7 +8,10 @@ from operator import is_
 from typing import Any
 
 import torch
+from torch.autograd.graph import increment_version
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
+
+from isohub.wire.messages import TreeChange
 
 __all__ = ["Trees"]
 
@@ -23,11 +26,41 @@ class Trees:
 
     def __init__(self) -> None:
         self._known: dict[int, _Tree | None] = {}  # None: the parent was not told after all
+        self._places: dict[int, tuple[int, int]] = {}  # id of a tensor -> (handle of its tree, place in it)
 
-    def described(self, handle: int, modules: Iterable[torch.nn.Module]) -> None:
-        """Remember that the parent is being told of this tree as it is now."""
+    def described(self, handle: int, modules: list[torch.nn.Module], tensors: list[torch.Tensor]) -> None:
+        """Remember that the parent is being told of this tree as it is now.
+
+        Args:
+            handle: Of its root.
+            modules: All of its modules.
+            tensors: All of its tensors, in the order in which they are counted; see `wire.specs.ModuleSpec`.
+        """
         # TorchScript makes its tensors anew at each look, and cannot put others in their place.
-        self._known[handle] = _Tree([module for module in modules if not isinstance(module, torch.jit.ScriptModule)])
+        plain = [module for module in modules if not isinstance(module, torch.jit.ScriptModule)]
+        self._known[handle] = _Tree(plain, tensors)
+        self._count()
+
+    def modules(self, handle: int) -> list[torch.nn.Module]:
+        """Return the modules that a tree had when the parent was last told of it."""
+        tree = self._known.get(handle)
+        return [] if tree is None else tree.modules
+
+    def place_of(self, tensor: torch.Tensor) -> tuple[int, int] | None:
+        """Return the handle of the tree of which `tensor` is a parameter or buffer, and its place there."""
+        return self._places.get(id(tensor))
+
+    def change(self, change: TreeChange) -> None:
+        """Take in what the parent did to the tensors of a tree, whose memory it shares."""
+        tree = self._known.get(change.handle)
+        if tree is None:
+            return  # the parent is going to be told of it anew
+        for place in change.written:
+            # A backward pass that needs what stood there before must fail here as it would in one process.
+            increment_version(tree.tensors[place])
+        for place, asks in change.asking:
+            tree.tensors[place].requires_grad_(asks)
+        tree.asking = tree.asking_now()
 
     def modes_told(self, handle: int) -> None:
         """Remember that the parent is being told the training flags of this tree as they are now."""
@@ -38,10 +71,20 @@ class Trees:
     def untold(self, handles: Iterable[int]) -> None:
         """Have the parent told of these trees with the next answer, since this one failed."""
         self._known.update(dict.fromkeys(handles))
+        self._count()
 
     def forget(self, handle: int) -> None:
         """Forget a tree, if it is one: the parent has given it back."""
-        self._known.pop(handle, None)
+        if self._known.pop(handle, None) is not None:
+            self._count()
+
+    def _count(self) -> None:
+        # Each tree keeps its tensors, so that no id is another's.
+        self._places = {
+            id(tensor): (handle, place)
+            for handle, tree in self._known.items() if tree is not None
+            for place, tensor in enumerate(tree.tensors)
+        }  # fmt: skip
 
     def changed(self, astray: Callable[[torch.Tensor], bool] | None) -> list[int]:
         """Return the handles of the trees that are not as they were.
@@ -56,8 +99,9 @@ class Trees:
 class _Tree:
     """One tree as it was described. Asked after each call, so its check is a few passes that run in C."""
 
-    def __init__(self, modules: list[torch.nn.Module]) -> None:
-        self._modules = modules
+    def __init__(self, modules: list[torch.nn.Module], tensors: list[torch.Tensor]) -> None:
+        self.modules = modules
+        self.tensors = tensors
         places = [
             place for module in modules for place in (module._modules, module._parameters, module._buffers)
         ]  # fmt: skip
@@ -69,10 +113,15 @@ class _Tree:
         self._then = self._now()
         self._is_lazy = any(isinstance(value, UninitializedTensorMixin) for value in self._then)
         self.modes = self.modes_now()
+        self.asking = self.asking_now()
+
+    def asking_now(self) -> list[bool]:
+        """Return which of the tensors ask for gradients."""
+        return [tensor.requires_grad for tensor in self.tensors]
 
     def modes_now(self) -> list[bool]:
         """Return the training flags."""
-        return [module.training for module in self._modules]
+        return [module.training for module in self.modules]
 
     def has_changed(self, astray: Callable[[torch.Tensor], bool] | None) -> bool:
         """Return whether it is not as it was; see `Trees.changed`."""
@@ -80,7 +129,10 @@ class _Tree:
             return True
         if not self._is_same() and not (self._put_counters_back() and self._is_same()):
             return True
-        return astray is not None and any(astray(value) for value in self._then if isinstance(value, torch.Tensor))
+        if astray is None:
+            return False
+        tensors = [value for value in self._then if isinstance(value, torch.Tensor)]
+        return self.asking_now() != self.asking or any(map(astray, tensors))
 
     def _now(self) -> list[Any]:
         return list(chain.from_iterable(map(dict.values, self._filled)))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import weakref
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -14,6 +17,8 @@ from isohub.model.tree import Tree
 from isohub.shm.tensors import TensorReader
 from isohub.wire.specs import META, ModuleNode, TensorSpec
 from isohub.wire.values import Record
+
+_numbers = itertools.count(1)
 
 # It takes the channel over, and answers every request by a value that names a handle never heard of.
 REPO = """
@@ -70,14 +75,14 @@ def test_questions_that_answers_lead_to_are_bounded(repo_of: Callable[..., str],
 def test_nodes_that_are_no_tree_are_refused(nodes: list[tuple[str, int]], what: str):
     """Two parts of one name, names that are no path, cycles and nodes out of nowhere are refused."""
     with pytest.raises(RemoteProtocolError, match=what):
-        _tree().update([_node(nodes), _node(), _node()], _tensors())
+        _tree().update([_node(nodes), _node(), _node()], _tensors(), {})
 
 
 def test_names_are_unique_among_tensors_too():
     """Two parameters or two buffers of one name in one module are refused."""
     for twice in (_node(parameters=[("w", 0), ("w", 0)]), _node(buffers=[("w", 0, True), ("w", 0, False)])):
         with pytest.raises(RemoteProtocolError, match="one name"):
-            _tree().update([twice], _tensors(1))
+            _tree().update([twice], _tensors(1), {})
 
 
 def test_paths_that_double_with_each_level_are_refused():
@@ -85,7 +90,7 @@ def test_paths_that_double_with_each_level_are_refused():
     nodes = [_node([("a", index + 1), ("b", index + 1)]) for index in range(150)]
 
     with pytest.raises(RemoteProtocolError, match="places"):
-        _tree().update([*nodes, _node()], _tensors())
+        _tree().update([*nodes, _node()], _tensors(), {})
 
 
 def test_depth_counts_along_the_longest_path():
@@ -97,12 +102,12 @@ def test_depth_counts_along_the_longest_path():
     nodes.append(_node([("next", 1)]))
 
     with pytest.raises(RemoteProtocolError, match="deep"):
-        _tree().update(nodes, _tensors())
+        _tree().update(nodes, _tensors(), {})
 
 
 def test_module_in_two_places_is_one():
     """A module that is honestly in two places is one object here, as it is there."""
-    root = _tree().update([_node([("a", 1), ("b", 1)]), _node(parameters=[("w", 0)])], _tensors(1))
+    root = _tree().update([_node([("a", 1), ("b", 1)]), _node(parameters=[("w", 0)])], _tensors(1), {})
 
     assert root._modules["a"] is root._modules["b"]
     assert list(root.state_dict()) == ["a.w", "b.w"]
@@ -113,12 +118,12 @@ def test_refused_update_leaves_the_mirror_as_it_was(bad: list[tuple[str, int]]):
     """What a refused update was to change has all its modules, weights and modes as before."""
     tree = _tree()
     nodes = [_node([("a", 1), ("b", 2)], parameters=[("w", 0)]), _node(parameters=[("w", 1)]), _node()]
-    root = tree.update(nodes, _tensors(2))
+    root = tree.update(nodes, _tensors(2), {})
     before = dict(root.named_modules()), dict(root.named_parameters()), root.w.shape
     changed = [_node(bad, parameters=[("w", 1)], training=False), _node(training=False), _node()]
 
     with pytest.raises(RemoteProtocolError):
-        tree.update(changed, _tensors(2, size=5))
+        tree.update(changed, _tensors(2, size=5), {})
 
     after = dict(root.named_modules()), dict(root.named_parameters()), root.w.shape
     assert before == after
@@ -141,7 +146,8 @@ def test_special_keys_of_a_mapping_are_no_attributes():
 
 
 def _tree() -> Tree:
-    return Tree(Lease(None, 1, lambda *_: None), None)  # type: ignore[arg-type]  # neither is asked anything
+    trees: Any = weakref.WeakValueDictionary()
+    return Tree(Lease(None, 1, lambda *_: None), None, weakref.WeakValueDictionary(), trees)  # type: ignore[arg-type]  # neither is asked anything
 
 
 def _tensors(count: int = 0, size: int = 2) -> TensorReader:
@@ -156,7 +162,7 @@ def _node(
     *,
     training: bool = True,
 ) -> ModuleNode:
-    return ModuleNode("x.Y", training, "", False, parameters or [], buffers or [], children or [], [])
+    return ModuleNode(next(_numbers), "x.Y", training, "", False, parameters or [], buffers or [], children or [], [])
 
 
 def _shift(node: ModuleNode) -> ModuleNode:

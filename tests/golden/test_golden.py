@@ -1,4 +1,4 @@
-"""The bytes of protocol version 1. Who changes one of these files gives the protocol a new version."""
+"""The bytes of protocol version 2. Who changes one of these files gives the protocol a new version."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ WORKERS = {name: GOLDEN[name] for name in FROM_WORKER}
 
 
 def test_files_are_of_this_version():
-    """There is one file for each sample, and all of them are of protocol version 1."""
+    """There is one file for each sample, and all of them are of protocol version 2."""
     assert sorted([*FROM_PARENT, *FROM_WORKER]) == sorted(GOLDEN)
-    assert PROTOCOL_VERSION == 1
+    assert PROTOCOL_VERSION == 2
     assert b'"protocol":1,' in GOLDEN["hello"]
 
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from isohub.wire.messages import (
     PROTOCOL_VERSION,
+    Callback,
     Cause,
     FromParent,
     FromWorker,
     Granted,
+    Graph,
     Hello,
     NeedSegment,
+    Numbered,
     Payload,
     Prepare,
     Raised,
     Request,
     Returned,
     TorchState,
+    TreeChange,
 )
 from isohub.wire.specs import META, NOWHERE, Block, ModuleNode, ModuleSpec, TensorSpec
 from isohub.wire.values import Items, Pairs, Record, Ref, Scalar, TensorAt
@@ -48,6 +52,7 @@ _VALUE = Items(
         Ref("object", 7, "", "", "repo.Tokenizer", ["call", "len"]),
         Ref("method", 7, "encoder.0", "encode"),
         Ref("module", 8),
+        Ref("parameter", 8, "head", "weight"),
     ],
 )
 _PAYLOAD = Payload(
@@ -64,13 +69,16 @@ _PAYLOAD = Payload(
             8,
             [
                 ModuleNode(
-                    "repo.Net", True, "", False, [("weight", 0), ("bias", -1)], [("mean", 1, False)],
+                    3, "repo.Net", True, "", False, [("weight", 0), ("bias", -1)], [("mean", 1, False)],
                     [("head", 1), ("none", -1)], ["call"],
                 ),
-                ModuleNode("repo.Head", False, "text of its own", True, [], [], [], ["call", "len", "getitem"]),
+                ModuleNode(4, "repo.Head", False, "text of its own", True, [], [], [], ["call", "len", "getitem"]),
             ],
+            True,
         )
     ],
+    [Numbered(0, 11, "parameter"), Numbered(1, 12, "leaf"), Numbered(2, 13, "computed")],
+    Graph(9, [0], [(0, 11), (8, 1)]),
 )  # fmt: skip
 
 FROM_PARENT: dict[str, FromParent] = {
@@ -81,7 +89,8 @@ FROM_PARENT: dict[str, FromParent] = {
     ),
     "request": Request(
         verb="build", handle=3, path="encoder.0", name="resnet18", returns="state_dict", payload=_PAYLOAD,
-        state=TorchState(False, True, "float64", "bfloat16", b"\x00\x01\xff"), released=[(7, 2), (9, 1)],
+        state=TorchState(False, True, "float64", "bfloat16", b"\x00\x01\xff"),
+        changes=[TreeChange(8, [0, 2], [(1, False)], ["", "head"]), TreeChange(9, [], [])], released=[(7, 2), (9, 1)],
         freed=[(1, 0)], segments=[(4, 1 << 24)],
     ),
     "request_plain": Request(verb="release"),
@@ -92,11 +101,18 @@ FROM_PARENT: dict[str, FromParent] = {
 FROM_WORKER: dict[str, FromWorker] = {
     "hello": Hello(protocol=PROTOCOL_VERSION, pid=812, python="3.11.7", torch="2.13.0+cpu"),
     "need_segment": NeedSegment(1 << 20, "weights"),
+    "callback": Callback(
+        handle=8, path="head", payload=_PAYLOAD, state=TorchState(False, False, "float64", None, b"\x01"),
+        freed=[(1, 64)], dropped=[2],
+    ),
+    "callback_plain": Callback(handle=8),
     "returned": Returned(payload=_PAYLOAD, rng=b"\x00\x01\xff", freed=[(1, 0), (1, 64)], dropped=[2]),
     "returned_plain": Returned(),
     "returned_none": Returned(payload=Payload()),  # equal to the default, and not the default itself
     "raised": Raised(
-        error=Cause("repo.ModelError", "ValueError", False, "no such size", ["no such size", 3, 0.5, None, True], ""),
+        error=Cause(
+            "repo.ModelError", "ValueError", False, "no such size", ["no such size", 3, 0.5, None, True], "", 7
+        ),
         traceback='Traceback (most recent call last):\n  File "hubconf.py", line 3, in net\n',
         notes=["a note"], rng=b"\x02", freed=[(1, 128)], dropped=[3],
     ),

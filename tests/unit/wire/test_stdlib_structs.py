@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isohub.errors import EntrypointError
-from isohub.model.tree import ProxyTable
+from isohub.model.proxies import ProxyTable
 from isohub.shm.channel import Channel
 from isohub.supervisor.border import Border
 from isohub.supervisor.raised import exception
