@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tests.contract.harness import EAGER, Inputs, loss_of, use
+from tests.contract.harness import ALL, EAGER, Inputs, loss_of, use
 
 RANDOM = ("transformer", "lstm", "unet", "scripted", "stochastic", "checkpointed")
 NORMED = ("cnn", "dicts", "stochastic", "scripted")

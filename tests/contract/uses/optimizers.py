@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import swa_utils
 
-from tests.contract.harness import EAGER, Inputs, loss_of, use
+from tests.contract.harness import ALL, EAGER, Inputs, loss_of, use
 
 FEW = ("cnn", "lstm", "tied", "scripted", "stochastic")
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tests.contract.harness import EAGER, Inputs, caught, loss_of, use
+from tests.contract.harness import ALL, EAGER, Inputs, caught, loss_of, use
 
 FEW = ("cnn", "lstm", "tied", "dicts", "scripted")
 
