@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -57,6 +58,15 @@ def two_refs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "generator": {"hubconf.py": HUBCONF, "models/__init__.py": "", "models/net.py": GENERATOR},
         "discriminator": {"hubconf.py": HUBCONF, "models/__init__.py": "", "models/net.py": DISCRIMINATOR},
     })  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def one_thread(forkserver: int) -> Iterator[None]:
+    """Wait for no thread that other programs keep from running; workers follow."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["all of it", "head alone"])
