@@ -44,6 +44,9 @@ class Info:
     state: str
 
 
+_uncompiled: dict[str, Callable[..., Any]] = {}  # made when needed: it brings all of the compiler
+
+
 def _registering(name: str) -> Any:
     """Return nn.Module's method of that name, which also tells the tree that the module may have hooks."""
     plain = getattr(nn.Module, name)
@@ -107,8 +110,10 @@ class IsolatedModule(nn.Module):
                 'isohub.load(..., returns="torchscript") gives one that has no worker'
             )
         # torch.compile cannot look into another process: it leaves this as it is, and compiles what is around.
-        call = _uncompiled() if "torch._dynamo" in sys.modules else ask
-        return call(self, "call", *args, kwargs=kwargs)
+        if "torch._dynamo" in sys.modules:
+            _uncompiled.setdefault("ask", torch.compiler.disable(ask))  # type: ignore[no-untyped-call]
+            return _uncompiled["ask"](self, "call", *args, kwargs=kwargs)
+        return ask(self, "call", *args, kwargs=kwargs)
 
     def train(self, mode: bool = True) -> IsolatedModule:
         """Switch between training and evaluation, here and in the worker, by the module's own `train`."""
@@ -286,11 +291,6 @@ def _replaces(fn: Any, tensor: torch.Tensor) -> bool:
     before = (tensor.device, tensor.dtype, tensor.data_ptr())
     changed = fn(tensor)
     return (changed.device, changed.dtype, changed.data_ptr()) != before
-
-
-@functools.cache
-def _uncompiled() -> Callable[..., Any]:
-    return torch.compiler.disable(ask)  # type: ignore[no-any-return]
 
 
 def _elsewhere(name: str) -> LocalProtocolError:
