@@ -16,6 +16,7 @@ from isohub.hub import git_checkout, hosts, tree, uses
 from isohub.hub.cache import Cache
 from isohub.hub.checkout import Checkout, Resolved
 from isohub.hub.http import is_offline
+from isohub.hub.leases import GoneError
 
 __all__ = ["fetch"]
 
@@ -62,6 +63,8 @@ def fetch(resolved: Resolved, cache: Cache, *, force_reload: bool = False, verbo
                 url=resolved.repo.url,
                 commit=resolved.commit,
             ) from error
+        if not checkout.files.is_dir():
+            raise GoneError.of(checkout)
         if not checkout.root.is_dir():
             raise FetchError(
                 f"{resolved.repo.label} has no folder {resolved.repo.subdirectory!r}",

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from isohub.errors import FetchError, HashMismatchError, IsohubError, ResolveError
 from isohub.hub.leases import Lease
-from isohub.hub.pipeline import checkout_of
+from isohub.hub.pipeline import Request
 from isohub.hub.weights import fetch_weights
+from isohub.refs import RepoRef
 from isohub.wire.messages import FilesAt, NeedFiles, Refused
 
 __all__ = ["Services"]
@@ -52,6 +53,7 @@ class Services:
         )
 
     def _checkout(self, need: NeedFiles) -> Path:
-        checkout = checkout_of(need.name, trust_repo=need.trust)
-        self._leases.append(Lease.acquire(checkout))
+        request = Request(ref=RepoRef.parse(need.name), trust_repo=need.trust)
+        checkout, lease = request.take(request.checkout(), Lease.acquire)
+        self._leases.append(lease)
         return checkout.root
