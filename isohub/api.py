@@ -88,8 +88,8 @@ def load(
         RefError: The text names no repository.
         ResolveError: The repository has no such ref, or cannot be asked.
         UntrustedRepoError: The repository is of another machine, and nobody trusted it.
-        FetchError: The commit's files cannot be brought.
-        LockError: The lock has another commit.
+        FetchError: The commit's files cannot be brought, or the weights that the entrypoint wants.
+        LockError: The lock has another commit, or other weights than the entrypoint wants to download.
         FileNotFoundError: There is no hubconf.py.
         MissingDependencyError: hubconf.py names packages that are not installed.
         EntrypointError: hubconf.py has no such entrypoint.

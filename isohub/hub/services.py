@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from isohub.errors import FetchError, HashMismatchError, IsohubError, ResolveError
 from isohub.hub.leases import Lease
@@ -24,23 +25,42 @@ class Services:
     def __init__(self, repo: str) -> None:
         self._repo = repo
         self._leases: list[Lease] = []
+        self._refused: dict[int, Exception] = {}
+        self._count = 0
 
     def close(self) -> None:
         """Let go of the checkouts that were fetched: the worker whose code uses them has ended."""
+        self._refused.clear()
         while self._leases:
             self._leases.pop().close()
+
+    def refused(self, number: int) -> Exception | None:
+        """Return the error of a refusal since the last call, and forget all of them.
+
+        Args:
+            number: What the worker says; None is returned for one that never was, or was in an earlier request.
+        """
+        error = self._refused.get(number)
+        self._refused.clear()
+        return error
 
     def files(self, need: NeedFiles) -> FilesAt | Refused:
         """Fetch what a worker asks for, and say where it lies or why it cannot be had."""
         try:
             return FilesAt(str(self._weights(need) if need.what == "weights" else self._checkout(need)))
         except HashMismatchError as error:
-            return Refused("RuntimeError", str(error))
+            return self._refuse("RuntimeError", error)
         except (FetchError, ResolveError, OSError) as error:
             # torch.hub's own error where the network fails; code catches it.
-            return Refused("URLError", str(error))
+            return self._refuse("URLError", error)
         except (IsohubError, ValueError) as error:
-            return Refused("ValueError", str(error))
+            return self._refuse("ValueError", error)
+
+    def _refuse(self, kind: Literal["URLError", "RuntimeError", "ValueError"], error: Exception) -> Refused:
+        # The worker may never see the fields of an error of ours, nor need its word be taken for them later.
+        self._count += 1
+        self._refused[self._count] = error
+        return Refused(kind, str(error), self._count)
 
     def _weights(self, need: NeedFiles) -> Path:
         return fetch_weights(

@@ -5,14 +5,17 @@ from __future__ import annotations
 from isohub.wire.messages import (
     PROTOCOL_VERSION,
     Cause,
+    FilesAt,
     FromParent,
     FromWorker,
     Granted,
     Hello,
+    NeedFiles,
     NeedSegment,
     Payload,
     Prepare,
     Raised,
+    Refused,
     Request,
     Returned,
     TorchState,
@@ -87,11 +90,17 @@ FROM_PARENT: dict[str, FromParent] = {
     "request_plain": Request(verb="release"),
     "granted": Granted(4, 1 << 24),
     "refused": Granted(0, 0, "no memory"),
+    "files_at": FilesAt("/srv/hub/weights/é.pth"),
+    "files_refused": Refused("URLError", "Cannot reach https://example.org/é.pth", 3),
 }  # fmt: skip
 
 FROM_WORKER: dict[str, FromWorker] = {
     "hello": Hello(protocol=PROTOCOL_VERSION, pid=812, python="3.11.7", torch="2.13.0+cpu"),
     "need_segment": NeedSegment(1 << 20, "weights"),
+    "need_weights": NeedFiles(
+        what="weights", name="https://example.org/é.pth", hash_prefix="0123abcd", check_hash=True, file_name="net.pth"
+    ),
+    "need_checkout": NeedFiles(what="checkout", name="owner/name:v1", trust=True),
     "returned": Returned(payload=_PAYLOAD, rng=b"\x00\x01\xff", freed=[(1, 0), (1, 64)], dropped=[2]),
     "returned_plain": Returned(),
     "returned_none": Returned(payload=Payload()),  # equal to the default, and not the default itself
@@ -100,5 +109,6 @@ FROM_WORKER: dict[str, FromWorker] = {
         traceback='Traceback (most recent call last):\n  File "hubconf.py", line 3, in net\n',
         notes=["a note"], rng=b"\x02", freed=[(1, 128)], dropped=[3],
     ),
+    "raised_refusal": Raised(error=Cause("ValueError", "ValueError", True, "Refused"), traceback="", refusal=3),
     "raised_plain": Raised(error=Cause("ValueError", "ValueError", True, "bad"), traceback=""),
 }  # fmt: skip
