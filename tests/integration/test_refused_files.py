@@ -107,6 +107,18 @@ def test_hash_mismatch_arrives_as_itself(repo: str, server: FileServer):
     assert (raised.value.url, raised.value.expected, raised.value.actual) == (address, "0123abcd", sha256)
 
 
+def test_check_hash_without_a_hash_is_taken_from_a_repository(repo: str, server: FileServer):
+    """Published code that asks for a check that no name allows loads as with torch.hub; the user is warned here."""
+    address, sha256 = put(server, "net.pth", 5.0)
+
+    with pytest.warns(UserWarning, match=sha256):
+        state = isohub.load(repo, "state", address, check_hash=True)
+
+    assert state["weight"].tolist() == [5.0]
+    with pytest.raises(ValueError, match="holds none"):
+        isohub.load_state_dict_from_url(address, check_hash=True)
+
+
 def test_network_error_arrives_as_itself(repo: str, server: FileServer, monkeypatch: pytest.MonkeyPatch):
     """A file that cannot be had is a FetchError with its URL and why."""
     address, _ = put(server, "net.pth", 1.0)
