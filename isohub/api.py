@@ -12,6 +12,7 @@ import os
 from typing import TYPE_CHECKING, Any, Literal
 
 from isohub import trace
+from isohub.hub import leases
 from isohub.hub.lock import using
 from isohub.hub.pipeline import Request
 from isohub.model.in_process import load_in_process
@@ -88,8 +89,8 @@ def load(
         RefError: The text names no repository.
         ResolveError: The repository has no such ref, or cannot be asked.
         UntrustedRepoError: The repository is of another machine, and nobody trusted it.
-        FetchError: The commit's files cannot be brought.
-        LockError: The lock has another commit.
+        FetchError: The commit's files cannot be brought, or the weights that the entrypoint wants.
+        LockError: The lock has another commit, or other weights than the entrypoint wants to download.
         FileNotFoundError: There is no hubconf.py.
         MissingDependencyError: hubconf.py names packages that are not installed.
         EntrypointError: hubconf.py has no such entrypoint.
@@ -287,6 +288,8 @@ class Repo:
         name = _name(model)
         with trace.step("model.load", repo=str(self.ref), commit=self.commit, entrypoint=name):
             if self._isolation is None:
+                # For good: its code may import more of its files at any time.
+                self.checkout, _ = self._request.take(self.checkout, leases.keep)
                 result = load_in_process(self.checkout.root, name, args, kwargs)
                 return result.state_dict() if self._returns == "state_dict" else result
             result = self._ask("build", args, kwargs, name=name, returns=self._returns)
@@ -308,7 +311,8 @@ class Repo:
         """Return a worker for the files as they are: a new one if the last has ended, or a tree was edited."""
         if self.ref.is_local_tree:
             self.checkout = self._request.checkout()
-        worker = _registry.worker(self.checkout, self._isolation or Isolation())
+        isolation = self._isolation or Isolation()
+        self.checkout, worker = self._request.take(self.checkout, lambda one: _registry.worker(one, isolation))
         if worker in self._workers and not worker.isolation.dedicated:
             _registry.release(worker)  # it counts once for this object
         else:
@@ -329,8 +333,10 @@ def shutdown() -> None:
     """End all workers and the forkserver now; it happens by itself when the program ends.
 
     Modules that were loaded keep their weights, and refuse to be called. The next load starts afresh.
+    Checkouts whose code runs in this process (`isolate=False`) may be removed from the cache from then on.
     """
     _registry.shutdown()
+    leases.let_go()
 
 
 def _isolation(isolate: bool | Isolation) -> Isolation | None:

@@ -31,6 +31,7 @@ caller to mend, the second means that the worker must not be believed any more.
 
 from __future__ import annotations
 
+import errno
 from datetime import datetime
 from pathlib import Path
 
@@ -311,5 +312,9 @@ class RemoteProtocolError(ProtocolError):
 
 
 def missing_hubconf(directory: Path) -> FileNotFoundError:
-    """Return the error for a checkout without hubconf.py, worded alike in parent and worker."""
-    return FileNotFoundError(f"No hubconf.py in {directory}: expected {directory / 'hubconf.py'}")
+    """Return the error for a checkout without hubconf.py, worded alike in parent and worker.
+
+    It ends as torch.hub's, and has the same `errno` and `filename`.
+    """
+    text = f"No hubconf.py in {directory}: No such file or directory"
+    return FileNotFoundError(errno.ENOENT, text, str(directory / "hubconf.py"))

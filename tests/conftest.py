@@ -76,6 +76,7 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     if api is not None:
         for worker in api.workers():
             worker.close()
+        api.leases.let_go()  # as `isohub.shutdown` does, which would end the forkserver as well
     gc.collect()
     left = holdings().more_than(before)
     deadline = time.monotonic() + 2

@@ -89,7 +89,8 @@ def _lock(
                 known = None if update else before.find(repo)
                 recorded = _bring(repo, known, entry or [], keywords, force_reload=update)
                 if known is not None:
-                    before.check(repo, recorded.repos[0].commit, recorded.repos[0].tree_hash)
+                    first = recorded.repos[0]
+                    before.check(repo, first.commit, first.tree_hash, first.fetched_by)
                 after = _with(after, repo, recorded)
         if after != before or not output.exists():
             after.write(output)
@@ -179,7 +180,7 @@ def _with(lock: Lock, repo: RepoRef, recorded: Recorded) -> Lock:
     from isohub.hub.lock import LockedRepo
 
     first, *others = recorded.repos
-    entry = LockedRepo.of(repo, first.commit, first.tree_hash)
+    entry = LockedRepo.of(repo, first.commit, first.tree_hash, first.fetched_by)
     lock = lock.with_repo(entry)
     for one in others:
         if one.pinned != entry.pinned:

@@ -94,14 +94,16 @@ class Cache:
             expected = (resolved.repo.identity, resolved.commit, metadata["file_count"], metadata["size_bytes"])
             if (metadata["identity"], metadata["commit"], *tree.measure(folder / "files")) != expected:
                 return None
-            found = str(metadata["tree_hash"])
+            found, fetched_by = str(metadata["tree_hash"]), metadata.get("fetched_by")
         except (OSError, ValueError, KeyError, TypeError):  # not there, cut short, or edited by somebody
             return None
         pycache = folder / "pycache"
-        return self._open(folder, resolved, files=folder / "files", tree_hash=found, pycache=pycache)
+        return self._open(
+            folder, resolved, files=folder / "files", tree_hash=found, fetched_by=fetched_by, pycache=pycache
+        )
 
     def checkout(
-        self, resolved: Resolved, fetch_into: Callable[[Path], str | None], *, verify: bool = False
+        self, resolved: Resolved, fetch_into: Callable[[Path], tuple[str, str] | None], *, verify: bool = False
     ) -> Checkout:
         """Return the files of a commit, bringing them if they are not here; or a working tree as it is.
 
@@ -110,7 +112,7 @@ class Cache:
         Args:
             resolved: Which commit.
             fetch_into: Puts the files into the empty folder that it is given, and may return the URL that they
-                are from. If it raises, nothing stays.
+                are from, and the way that they came. If it raises, nothing stays.
             verify: Whether to look at each byte of what is here, and bring it again if one is not as it was.
 
         Raises:
@@ -172,18 +174,19 @@ class Cache:
             with self.scratch() as aside:
                 folder.rename(aside / "damaged")
 
-    def _store(self, folder: Path, resolved: Resolved, fetch_into: Callable[[Path], str | None]) -> None:
+    def _store(self, folder: Path, resolved: Resolved, fetch_into: Callable[[Path], tuple[str, str] | None]) -> None:
         with self.scratch() as temporary:
             staging = temporary / "checkout"
             files = staging / "files"
             files.mkdir(parents=True)
-            source = fetch_into(files)
+            source, fetched_by = fetch_into(files) or (resolved.repo.url, None)
             tree.make_read_only(files)
             file_count, size_bytes = tree.measure(files)
             metadata = {
                 "identity": resolved.repo.identity,
                 "url": resolved.repo.url,
-                "fetched_from": source or resolved.repo.url,
+                "fetched_from": source,
+                "fetched_by": fetched_by,
                 "owner": resolved.repo.owner,
                 "name": resolved.repo.name,
                 "commit": resolved.commit,
@@ -211,6 +214,7 @@ class Cache:
         *,
         files: Path,
         tree_hash: str | None = None,
+        fetched_by: str | None = None,
         fingerprint: str | None = None,
         pycache: Path | None = None,
     ) -> Checkout:
@@ -224,6 +228,7 @@ class Cache:
             ref_name=resolved.ref_name,
             files=files,
             tree_hash=tree_hash,
+            fetched_by=fetched_by,
             fingerprint=fingerprint,
             hub_folder=hub,
             cwd=cwd,

@@ -41,6 +41,7 @@ class Checkout:
         ref_name: The branch or tag that was taken; None for a commit or a working tree.
         files: The top of the repository's files.
         tree_hash: SHA-256 of the files as they were fetched; None for a working tree.
+        fetched_by: How they were fetched, `"archive"` or `"git"`; None for a working tree.
         fingerprint: What a working tree looked like, so that an edit changes it; None for a commit, and
             for a tree too big to look at.
         hub_folder: The private hub folder (`torch.hub.get_dir()`) of the workers of these files.
@@ -53,6 +54,7 @@ class Checkout:
     ref_name: str | None
     files: Path
     tree_hash: str | None
+    fetched_by: str | None
     fingerprint: str | None
     hub_folder: Path
     cwd: Path

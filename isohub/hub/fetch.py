@@ -12,10 +12,12 @@ from typing import TextIO
 
 from isohub import trace
 from isohub.errors import FetchError, UnreachableError
-from isohub.hub import git_checkout, hosts, tree, uses
+from isohub.hub import git, git_checkout, git_hosts, hosts, tree, uses
 from isohub.hub.cache import Cache
 from isohub.hub.checkout import Checkout, Resolved
 from isohub.hub.http import is_offline
+from isohub.hub.leases import GoneError
+from isohub.hub.lock import LockedRepo
 
 __all__ = ["fetch"]
 
@@ -44,13 +46,13 @@ def fetch(resolved: Resolved, cache: Cache, *, force_reload: bool = False, verbo
     """
     was_here = True
 
-    def fetch_into(files: Path) -> str:
+    def fetch_into(files: Path) -> tuple[str, str]:
         nonlocal was_here
         was_here = False
-        return _bring(resolved, files, cache)
+        return _bring(resolved, files, cache, locked)
 
     with trace.step("hub.fetch", repo=str(resolved.repo), commit=resolved.commit) as step:
-        uses.expect(resolved)
+        locked = uses.expect(resolved)
         try:
             checkout = cache.checkout(resolved, fetch_into, verify=force_reload)
         except FetchError:
@@ -62,6 +64,8 @@ def fetch(resolved: Resolved, cache: Cache, *, force_reload: bool = False, verbo
                 url=resolved.repo.url,
                 commit=resolved.commit,
             ) from error
+        if not checkout.files.is_dir():
+            raise GoneError.of(checkout)
         if not checkout.root.is_dir():
             raise FetchError(
                 f"{resolved.repo.label} has no folder {resolved.repo.subdirectory!r}",
@@ -95,7 +99,7 @@ def _hub_names(resolved: Resolved) -> tuple[str, ...]:
     return resolved.repo.hub_folder_names + found.hub_folder_names
 
 
-def _bring(resolved: Resolved, files: Path, cache: Cache) -> str:
+def _bring(resolved: Resolved, files: Path, cache: Cache, locked: LockedRepo | None) -> tuple[str, str]:
     repo, commit = resolved.repo, resolved.commit
     assert commit is not None, "a working tree is not fetched"
     missing = f"Commit {commit} of {repo.url} is not in the cache {cache.root}"
@@ -104,7 +108,10 @@ def _bring(resolved: Resolved, files: Path, cache: Cache) -> str:
     _logger.info("Fetching %s: commit %s of %s", repo.label, commit, repo.url)
     with cache.scratch() as scratch:
         try:
-            brought = hosts.host_of(repo).bring(repo, commit, files, scratch, _say_download)
+            # Nothing else could be held against a hash of what git brought.
+            by_git = locked is not None and locked.fetched_by == "git" and git.is_installed()
+            bring = git_hosts.bring if by_git else hosts.host_of(repo).bring
+            brought = bring(repo, commit, files, scratch, _say_download)
             _refuse_escapes(resolved, files)
             found = git_checkout.pointers(files)
             pointers = git_checkout.resolve_pointers(repo.url, files, found, scratch)
@@ -119,7 +126,7 @@ def _bring(resolved: Resolved, files: Path, cache: Cache) -> str:
         "installed, or cannot bring them",
         pointers,
     )
-    return brought.url
+    return brought.url, brought.way
 
 
 def _warn_of(text: str, paths: tuple[str, ...]) -> None:

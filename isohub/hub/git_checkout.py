@@ -8,6 +8,7 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urljoin, urlsplit
 
 from isohub.errors import FetchError
@@ -36,15 +37,17 @@ UPLOAD_PACK = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Brought:
-    """What did not come along with the files of a commit.
+    """Where the files of a commit came from, and what did not come along.
 
     Attributes:
         url: Where they came from.
+        way: How: an archive is what its server says, and what git brings is held against the commit.
         submodules: Paths of submodules whose folders are empty.
         pointers: Paths of Git LFS pointers in place of the files that they stand for.
     """
 
     url: str
+    way: Literal["archive", "git"]
     submodules: tuple[str, ...] = ()
     pointers: tuple[str, ...] = ()
 

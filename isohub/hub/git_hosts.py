@@ -112,7 +112,7 @@ def bring(repo: RepoRef, commit: str, files: Path, scratch: Path, say: Callable[
     if repo.is_remote:
         say(repo.url, files)
     try:
-        return Brought(url=repo.url, submodules=checkout(repo.url, commit, files, scratch))
+        return Brought(url=repo.url, way="git", submodules=checkout(repo.url, commit, files, scratch))
     except git.GitError as error:
         raise git.unreadable(repo.url, error) from error
 

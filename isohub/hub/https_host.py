@@ -122,7 +122,7 @@ class HttpsHost:
                 return git_hosts.bring(repo, commit, files, scratch, say)
             except FetchError as second:
                 raise error from second
-        first = Brought(url=url, submodules=missing_submodules(files))
+        first = Brought(url=url, way="archive", submodules=missing_submodules(files))
         if not first.submodules or not by_git:
             return first
         complete = scratch / "complete"

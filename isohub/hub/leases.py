@@ -1,4 +1,4 @@
-"""Leases: what a live worker uses is not removed from the cache; and stamps: when it was used last.
+"""Leases: what a live worker, or this process, uses is not removed from the cache; and stamps: when it was used last.
 
 ::
 
@@ -8,7 +8,8 @@
 
 A lease is a shared flock on that file, held by the parent process (one descriptor for each worker) as long as
 the worker lives. The kernel lets go of it however the parent dies. A fork of the parent has a copy of the
-descriptor and must close it (`Lease.close` does that without releasing the parent's).
+descriptor and must close it (`Lease.close` does that without releasing the parent's). What is kept for code that
+was imported into this process itself is another matter: a fork has that code, too, and keeps its copy.
 
 Whoever removes a checkout takes the flock exclusively, and the file with it; so who gets a lease afterwards
 makes sure that it is on the file that is there, and that the checkout is as well.
@@ -29,7 +30,7 @@ from pathlib import Path
 from isohub.errors import FetchError
 from isohub.hub.checkout import Checkout
 
-__all__ = ["SUFFIX", "Lease", "is_leased", "keep", "stamp", "used_at", "vacated"]
+__all__ = ["SUFFIX", "GoneError", "Lease", "is_leased", "keep", "let_go", "stamp", "used_at", "vacated"]
 
 _logger = logging.getLogger("isohub.hub")
 
@@ -38,6 +39,19 @@ SUFFIX = ".lease"
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 _kept: dict[Path, Lease] = {}
 _kept_lock = threading.Lock()
+
+
+class GoneError(FetchError):
+    """A checkout was removed between its fetch and its use."""
+
+    @classmethod
+    def of(cls, checkout: Checkout) -> GoneError:
+        """Return the error for a checkout."""
+        return cls(
+            f"{checkout.repo.label} was removed from the cache just now: load it again",
+            url=checkout.repo.url,
+            commit=checkout.commit,
+        )
 
 
 class Lease:
@@ -57,13 +71,13 @@ class Lease:
         """Lease a checkout, and note that it is used now.
 
         Raises:
-            FetchError: It was removed since it was fetched.
+            GoneError: It was removed since it was fetched.
         """
         folder = _folder_of(checkout)
         try:
             fd = _locked(_file_of(folder), fcntl.LOCK_SH)
         except FileNotFoundError:
-            raise _gone(checkout) from None
+            raise GoneError.of(checkout) from None
         except OSError as error:
             if error.errno not in _READ_ONLY:
                 raise
@@ -71,7 +85,7 @@ class Lease:
             return cls(-1)
         if not folder.is_dir():
             os.close(fd)
-            raise _gone(checkout)
+            raise GoneError.of(checkout)
         os.utime(fd)
         return cls(fd)
 
@@ -93,15 +107,26 @@ class Lease:
 
 
 def keep(checkout: Checkout) -> None:
-    """Lease a checkout until this process ends: its code was imported here. One descriptor a checkout.
+    """Lease a checkout until this process ends, or `let_go`: its code is imported here. One descriptor a checkout.
+
+    A working tree is not leased: all that code in this process uses of it lies outside of the cache.
 
     Raises:
-        FetchError: As `Lease.acquire`.
+        GoneError: As `Lease.acquire`.
     """
+    if checkout.commit is None:
+        return
     folder = _folder_of(checkout)
     with _kept_lock:
         if folder not in _kept:
             _kept[folder] = Lease.acquire(checkout)
+
+
+def let_go() -> None:
+    """Give back what `keep` leased."""
+    with _kept_lock:
+        while _kept:
+            _kept.popitem()[1].close()
 
 
 def is_leased(folder: Path) -> bool:
@@ -185,11 +210,3 @@ def _file_of(folder: Path) -> Path:
 
 def _folder_of(checkout: Checkout) -> Path:
     return checkout.hub_folder.parent
-
-
-def _gone(checkout: Checkout) -> FetchError:
-    return FetchError(
-        f"{checkout.repo.label} was removed from the cache just now: load it again",
-        url=checkout.repo.url,
-        commit=checkout.commit,
-    )

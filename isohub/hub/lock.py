@@ -4,12 +4,18 @@
 
     {"version": 1,
      "repos": [{"repo": "owner/name", "ref": "main", "subdirectory": null, "commit": ..., "tree_hash": ...,
-                "weights": [{"url": ..., "sha256": ..., "size_bytes": ...}]}],
+                "fetched_by": "archive", "weights": [{"url": ..., "sha256": ..., "size_bytes": ...}]}],
      "weights": [...]}                          those that the program itself asks for, in the name of no repository
 
 It is JSON, which needs no package to be read on any Python that we support; sorted, so that a change of it reads
 well in a diff. `ISOHUB_LOCK=path` makes a process keep to it, `using(path)` a part of one. What is not in it is
 refused as well: a lock that says nothing of what runs would pin nothing.
+
+Note [two ways]: an archive has other files than git brings of the same commit where .gitattributes says so: it
+leaves out what is `export-ignore`, and fills in what is `export-subst`. So a lock notes how the files came. What
+git brings it holds against the commit, hash by hash, so the commit alone proves it, whatever an archive's hash
+in the lock is. An archive is proven by nothing but the hash: for a lock of files that git brought, git brings
+them on other machines as well, if it is there.
 """
 
 from __future__ import annotations
@@ -60,6 +66,7 @@ class LockedRepo:
         ref: What is asked for: a branch, a tag or a commit; None for the default branch.
         commit: What it stands for, 40 hexadecimal digits.
         tree_hash: SHA-256 of that commit's files.
+        fetched_by: How these were fetched, `"archive"` or `"git"`; None if nobody knows.
         subdirectory: The folder that holds hubconf.py; None for the top.
         weights: What its code downloads, by URL.
     """
@@ -68,11 +75,12 @@ class LockedRepo:
     ref: str | None
     commit: str
     tree_hash: str
+    fetched_by: str | None = None
     subdirectory: str | None = None
     weights: tuple[LockedWeights, ...] = ()
 
     @classmethod
-    def of(cls, repo: RepoRef, commit: str, tree_hash: str) -> LockedRepo:
+    def of(cls, repo: RepoRef, commit: str, tree_hash: str, fetched_by: str | None = None) -> LockedRepo:
         """Return the entry for what was asked for, and what it turned out to be."""
         bare = str(replace(repo, ref=None, commit=None, subdirectory=None))
         return cls(
@@ -80,6 +88,7 @@ class LockedRepo:
             ref=repo.ref or repo.commit,
             commit=commit,
             tree_hash=tree_hash,
+            fetched_by=fetched_by,
             subdirectory=repo.subdirectory,
         )
 
@@ -98,6 +107,10 @@ class LockedRepo:
     def pinned(self) -> RepoRef:
         """The repository at the commit that is locked."""
         return replace(self.asked, ref=None, commit=self.commit)
+
+    def vouches_for(self, tree_hash: str, fetched_by: str | None) -> bool:
+        """Return whether files of the commit are those that are locked; see the note on two ways."""
+        return tree_hash == self.tree_hash or (fetched_by == "git" and self.fetched_by == "archive")
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -168,6 +181,9 @@ class Lock:
         """
         before = next((one for one in self.repos if one.key == entry.key), None)
         if before is not None:
+            if before.commit == entry.commit and before.vouches_for(entry.tree_hash, entry.fetched_by):
+                # Or the file would change with who writes it.
+                entry = replace(entry, tree_hash=before.tree_hash, fetched_by=before.fetched_by)
             entry = replace(entry, weights=_merged(before.weights, entry.weights))
         others = [one for one in self.repos if one.key != entry.key]
         return replace(self, repos=tuple(sorted([*others, entry], key=lambda one: one.key)))
@@ -179,7 +195,9 @@ class Lock:
             return replace(self, weights=_merged(self.weights, weights))
         return self.with_repo(replace(entry, weights=_merged(entry.weights, weights)))
 
-    def check(self, repo: RepoRef, commit: str | None, tree_hash: str | None = None) -> None:
+    def check(
+        self, repo: RepoRef, commit: str | None, tree_hash: str | None = None, fetched_by: str | None = None
+    ) -> LockedRepo:
         """Refuse what differs from the lock.
 
         A ref that has no entry of its own passes if it stands for a commit that is locked all the same.
@@ -188,6 +206,10 @@ class Lock:
             repo: What is asked for.
             commit: What it stands for; None for a folder.
             tree_hash: Hash of its files; None if they are not here yet.
+            fetched_by: How these were fetched.
+
+        Returns:
+            The entry that it agrees with.
 
         Raises:
             LockError: The repository or its ref is not in the lock, or stands for something else there.
@@ -205,14 +227,18 @@ class Lock:
             how = f"`{found.pinned}` names the locked one; `isohub lock --update {repo}` locks the new one"
             what = f"{repo} stands for commit {commit}, and is locked to {found.commit}"
             raise self._refusal(what, how, expected=found.commit, actual=commit)
-        if tree_hash not in (None, found.tree_hash):
+        if tree_hash is not None and not found.vouches_for(tree_hash, fetched_by):
+            ways = f"they came by {fetched_by}, the locked ones by {found.fetched_by}"
+            reason = (
+                "they were changed" if fetched_by == found.fetched_by else f"they were changed, or it is that {ways}"
+            )
             what = (
                 f"The files of {repo.label}, commit {commit}, have the hash {tree_hash}, and are locked to "
-                f"{found.tree_hash}: they were changed, or fetched in another way (archive or git, with or without "
-                "Git LFS)"
+                f"{found.tree_hash}: {reason}, or that one has Git LFS or submodules and the other not"
             )
             how = f"`isohub cache rm {commit}` has them fetched again; `isohub lock --update {repo}` locks these"
-            raise self._refusal(what, how, expected=found.tree_hash, actual=tree_hash or "")
+            raise self._refusal(what, how, expected=found.tree_hash, actual=tree_hash)
+        return found
 
     def check_weights(self, url: str, sha256: str) -> None:
         """Refuse weights that differ from the lock.
@@ -302,7 +328,8 @@ def _lock_of(document: Any, path: Path) -> Lock:
 
 def _repo_of(one: Any) -> LockedRepo:
     entry = LockedRepo(**{**one, "weights": _weights_of(one["weights"])})
-    texts = (entry.repo, entry.commit, entry.tree_hash, entry.ref or "", entry.subdirectory or "")
+    optional = (entry.ref, entry.subdirectory, entry.fetched_by)
+    texts = (entry.repo, entry.commit, entry.tree_hash, *(one or "" for one in optional))
     if not all(isinstance(text, str) for text in texts):
         raise TypeError(f"a value of {one!r:.200} is no text")
     if not _COMMIT.fullmatch(entry.commit) or not _SHA256.fullmatch(entry.tree_hash):

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 from isohub import trace
 from isohub.errors import missing_hubconf
 from isohub.hub import trust
 from isohub.hub.cache import Cache
-from isohub.hub.checkout import Checkout
+from isohub.hub.checkout import Checkout, Resolved
 from isohub.hub.fetch import fetch
+from isohub.hub.leases import GoneError
 from isohub.hub.lock import using
 from isohub.hub.resolve import resolve
 from isohub.refs import RepoRef
 
-__all__ = ["Request", "checkout_of"]
+__all__ = ["Request"]
+
+Taken = TypeVar("Taken")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +60,35 @@ class Request:
             checkout = fetch(resolved, cache, force_reload=self.force_reload, verbose=self.verbose)
             # Only now: a repository that could not be had is not written down as trusted.
             trust.remember(decision)
-        if not (checkout.root / "hubconf.py").is_file():
-            raise missing_hubconf(checkout.root)
-        return checkout
+        return self.take(checkout, _with_hubconf)[1]
+
+    def take(self, checkout: Checkout, take: Callable[[Checkout], Taken]) -> tuple[Checkout, Taken]:
+        """Do what needs a checkout in place, bringing its commit once more if it was removed since.
+
+        Args:
+            checkout: What `checkout` returned.
+            take: Takes a lease on it, say; called again if it raises `GoneError`.
+
+        Returns:
+            The checkout, and what `take` returned.
+
+        Raises:
+            FetchError: The files cannot be brought again.
+            LockError: They are not those of the lock.
+            Exception: Whatever `take` raises.
+        """
+        try:
+            return checkout, take(checkout)
+        except GoneError:
+            # The same commit, which is trusted already: what its ref stands for by now is another matter.
+            folder = checkout.files if checkout.commit is None else None
+            resolved = Resolved(repo=checkout.repo, commit=checkout.commit, ref_name=checkout.ref_name, folder=folder)
+            with using(self.lock):
+                checkout = fetch(resolved, Cache(), verbose=self.verbose)
+            return checkout, take(checkout)
 
 
-def checkout_of(text: str, **settings: Any) -> Checkout:
-    """Return the files of a repository named as torch.hub does; see `Request.checkout`."""
-    return Request(ref=RepoRef.parse(text), **settings).checkout()
+def _with_hubconf(checkout: Checkout) -> Checkout:
+    if not (checkout.root / "hubconf.py").is_file():
+        raise missing_hubconf(checkout.root) if checkout.files.is_dir() else GoneError.of(checkout)
+    return checkout

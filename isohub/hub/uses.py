@@ -77,15 +77,17 @@ def recording() -> Iterator[Recorded]:
             _recorders[:] = [one for one in _recorders if one is not recorded]
 
 
-def expect(resolved: Resolved) -> None:
+def expect(resolved: Resolved) -> LockedRepo | None:
     """Refuse a commit that is not the locked one, before it is brought.
+
+    Returns:
+        Its entry in the lock; None if there is no lock.
 
     Raises:
         LockError: It is not.
     """
     lock = current_lock()
-    if lock is not None:
-        lock.check(resolved.repo, resolved.commit)
+    return None if lock is None else lock.check(resolved.repo, resolved.commit)
 
 
 def checkout(used: Checkout) -> None:
@@ -97,13 +99,13 @@ def checkout(used: Checkout) -> None:
     """
     lock = current_lock()
     if lock is not None:
-        lock.check(used.repo, used.commit, used.tree_hash)
+        lock.check(used.repo, used.commit, used.tree_hash, used.fetched_by)
     leases.stamp(used.hub_folder.parent)
     if used.commit is None or used.tree_hash is None:
         if os.environ.get(ENV_WRITE):
             _logger.warning("%s is a folder, which no lock can pin: it is left out", used.repo.label)
         return
-    _record(Recorded(repos=[LockedRepo.of(used.repo, used.commit, used.tree_hash)]))
+    _record(Recorded(repos=[LockedRepo.of(used.repo, used.commit, used.tree_hash, used.fetched_by)]))
 
 
 def weights(used: Weights, repo: str | None) -> None:

@@ -18,7 +18,7 @@ from isohub.hub.cache import hub_dir
 from isohub.hub.weight_record import base_name, hash_in, hash_of
 from isohub.hub.weight_store import WeightStore
 
-__all__ = ["fetch_weights", "load_state_dict_from_url"]
+__all__ = ["fetch_weights", "load_state_dict_from_url", "named_hash"]
 
 _logger = logging.getLogger("isohub.hub")
 
@@ -113,10 +113,15 @@ def fetch_weights(
     )
 
 
+def named_hash(url: str, file_name: str | None) -> str | None:
+    """Return how the SHA-256 of a file begins by its name, or the URL's; None if neither tells."""
+    return hash_in(file_name or "") or hash_in(base_name(url))
+
+
 def _expected(url: str, hash_prefix: str | None, *, check_hash: bool, file_name: str | None) -> str | None:
     if hash_prefix is not None or not check_hash:
         return hash_prefix
-    found = hash_in(file_name or "") or hash_in(base_name(url))
+    found = named_hash(url, file_name)
     if found is None:
         name = base_name(url) if file_name is None else file_name
         raise ValueError(

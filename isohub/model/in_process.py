@@ -13,7 +13,9 @@ __all__ = ["load_in_process"]
 def load_in_process(root: Path, model: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Import `root/hubconf.py` here and call its entrypoint.
 
-    Every caveat of torch.hub applies: a second ref of one repository silently runs the first one's code.
+    Every caveat of torch.hub applies: a second ref of one repository silently runs the first one's code, and what
+    it downloads is between it and torch.hub. To send that through isohub, torch.hub's functions would have to be
+    others while it runs: other threads would meet those, and modules would keep them for good.
 
     Raises:
         Exception: What torch.hub or the repository's code raises.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +42,9 @@ class Info:
     entrypoint: str | None
     pid: int
     state: str
+
+
+_uncompiled: dict[str, Callable[..., Any]] = {}  # made when needed: it brings all of the compiler
 
 
 def _registering(name: str) -> Any:
@@ -93,7 +98,21 @@ class IsolatedModule(nn.Module):
         """Call the worker's module with these arguments and return what it returned.
 
         Tensors are copied once on the way there, and not at all on the way back.
+
+        Raises:
+            LocalProtocolError: An argument cannot cross, or torch.jit.trace is at work.
+            BrokenWorkerError: The worker is dead, or dies meanwhile.
+            Exception: What the repository's code raised.
         """
+        if torch._C._get_tracing_state() is not None:
+            raise LocalProtocolError(
+                "torch.jit.trace cannot follow a module into its worker: "
+                'isohub.load(..., returns="torchscript") gives one that has no worker'
+            )
+        # torch.compile cannot look into another process: it leaves this as it is, and compiles what is around.
+        if "torch._dynamo" in sys.modules:
+            _uncompiled.setdefault("ask", torch.compiler.disable(ask))  # type: ignore[no-untyped-call]
+            return _uncompiled["ask"](self, "call", *args, kwargs=kwargs)
         return ask(self, "call", *args, kwargs=kwargs)
 
     def train(self, mode: bool = True) -> IsolatedModule:
@@ -184,6 +203,8 @@ class IsolatedModule(nn.Module):
         return get_attribute(self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("__") and name.endswith("__"):
+            raise _elsewhere(name)
         if name == "training":
             ask(self, "setattr", bool(value), name=name)
         if name in self.__dict__:
@@ -229,8 +250,10 @@ class IsolatedModule(nn.Module):
     def __delattr__(self, name: str) -> None:
         if name in self.__dict__:
             object.__delattr__(self, name)
-        else:
-            ask(self, "delattr", name=name)
+            return
+        if sys._getframe(1).f_globals.get("__name__") == "torch.nn.utils.parametrize":
+            raise _elsewhere(name)  # it would go on to set `__class__`; now nothing is lost yet
+        ask(self, "delattr", name=name)
 
     def __dir__(self) -> list[str]:
         names = set(object.__dir__(self)) | {*self._parameters, *self._buffers, *self._modules}
@@ -268,6 +291,14 @@ def _replaces(fn: Any, tensor: torch.Tensor) -> bool:
     before = (tensor.device, tensor.dtype, tensor.data_ptr())
     changed = fn(tensor)
     return (changed.device, changed.dtype, changed.data_ptr()) != before
+
+
+def _elsewhere(name: str) -> LocalProtocolError:
+    return LocalProtocolError(
+        f"{name} of an isolated module cannot be exchanged here, as torch.nn.utils.parametrize does: have the "
+        "function run on the worker's own module, isohub.run_in(module, function, ...)",
+        where=name,
+    )
 
 
 def check_modes(value: object, count: int) -> list[bool]:

@@ -15,7 +15,7 @@ from isohub.wire.messages import Verb
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["BoundMethod", "Lease", "RemoteObject", "ask", "get_attribute", "nested", "object_class"]
+__all__ = ["BoundMethod", "Lease", "RemoteObject", "ask", "get_attribute", "nested", "object_class", "run_in"]
 
 # What an honest worker answers to such a question needs no other. A hostile one must not lead this process
 # to its recursion limit.
@@ -134,6 +134,38 @@ def ask(proxy: Any, verb: Verb, *args: Any, name: str = "", kwargs: dict[str, An
     """Ask the worker of `proxy` to do something with what it stands for."""
     lease: Lease = proxy._isohub_lease
     return lease.worker.request(verb, args, kwargs, handle=lease.handle, path=proxy._isohub_path, name=name)
+
+
+def run_in(target: Any, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Run a function of yours in the worker of an isolated module, with the real module.
+
+    For what has to see the module itself: code that walks or rewrites it, utilities of torch that look into
+    modules (`torch.nn.utils.parametrize`, `torch.func.functional_call`), a loop of many small calls.
+
+    Args:
+        target: An `IsolatedModule`, also a sub-module, or a `RemoteObject`; the function gets what it stands
+            for as its first argument.
+        function: Goes to the worker by cloudpickle, with whatever it refers to. It sees the packages that are
+            installed, not the modules of your program.
+        *args: Further arguments, as in any call of an isolated module: tensors cross through shared memory,
+            gradients find their way back.
+        **kwargs: Keyword arguments.
+
+    Returns:
+        What the function returns. Changes that it makes to the module are seen here.
+
+    Raises:
+        TypeError: `target` lives in no worker.
+        LocalProtocolError: The function or an argument cannot cross.
+        BrokenWorkerError: The worker is dead, or dies meanwhile.
+        Exception: What the function raised.
+
+    Example:
+        >>> isohub.run_in(model, lambda module, x: module.features(x).mean(), image)
+    """
+    if getattr(target, "_isohub_lease", None) is None:
+        raise TypeError(f"run_in() takes an isolated module or a RemoteObject, and got a {type(target).__name__}")
+    return ask(target, "run", function, *args, kwargs=kwargs)
 
 
 def get_attribute(proxy: Any, name: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ from isohub.hub.checkout import Checkout
 from isohub.model.changes import Shared
 from isohub.model.module import Info, IsolatedModule, check_modes
 from isohub.model.objects import Lease, object_class
+from isohub.model.registered import Registered
 from isohub.shm.tensors import TensorReader
 from isohub.wire.messages import TreeChange
 from isohub.wire.specs import ModuleNode, places_of
@@ -24,8 +25,6 @@ MAX_TREE_DEPTH = 200
 # Modules, parameters and buffers, each as often as a path leads there: what a state dict walks over. Where
 # each module has the next one twice, that doubles with each level.
 MAX_TREE_SIZE = 1_000_000
-
-_Part = TypeVar("_Part")
 
 
 class Tree:
@@ -277,12 +276,12 @@ class _Made(NamedTuple):
     size: int
 
 
-def _by_name(parts: list[tuple[str, _Part]]) -> dict[str, _Part]:
+def _by_name(parts: list[tuple[str, Any]]) -> Registered:
     # By its path each module is found here: two of one path would be one.
     for name, _ in parts:
         if not name or "." in name:
             raise RemoteProtocolError(f"a part of a module named {name[:100]!r}")
-    named = dict(parts)
+    named = Registered(parts)
     if len(named) != len(parts):
         raise RemoteProtocolError("two parts of a module with one name")
     return named

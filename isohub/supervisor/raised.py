@@ -29,16 +29,26 @@ def clean(text: str, limit: int = 200_000) -> str:
     return _CONTROL.sub("?", text[:limit])
 
 
-def exception(raised: Raised) -> Exception:
-    """Return the exception to raise for what a worker reported."""
+def exception(raised: Raised, refused: Exception | None = None) -> Exception:
+    """Return the exception to raise for what a worker reported.
+
+    Args:
+        raised: What it reported.
+        refused: The error with which this process itself refused what the worker's code wanted, if that is what
+            ended the request: then it is raised, with its class and fields.
+    """
     cause = raised.error
     remote_traceback = clean(raised.traceback)
     message = clean(cause.message)
     remote = RemoteError(
         f"\n\n{remote_traceback}", type_name=clean(cause.type_name, 500), remote_traceback=remote_traceback
     )
-    if cause.ours in errors.__all__:
-        error: Exception = _ours(cause, message)
+    error: Exception
+    if refused is not None:
+        error = refused
+        remote.__cause__ = error.__cause__
+    elif cause.ours in errors.__all__:
+        error = _ours(cause, message)
     elif cause.exact and cause.builtin in _BUILTINS:
         error = _builtin(_BUILTINS[cause.builtin], cause, message)
     else:

@@ -88,6 +88,7 @@ class Registry:
 
         Raises:
             WorkerStartError: A new one does not become ready.
+            GoneError: The checkout was removed since it was fetched.
             LocalProtocolError: `isolation.setup` cannot be pickled.
             Exception: What `isolation.setup` raised.
         """
@@ -150,10 +151,6 @@ class Registry:
         label = checkout.repo.label + (f"@{checkout.commit[:7]}" if checkout.commit else "")
         with trace.step("supervisor.launch", worker=label) as step:
             setup = None if isolation.setup is None else pickle_function(isolation.setup)
-            worker = Worker(label, isolation, self._background, Services(str(checkout.repo)))
-            worker.border.proxies = self._make_proxies(worker, checkout)
-            with self._lock:
-                self._workers.append(worker)
             prepare = Prepare(
                 root=os.fspath(checkout.root),
                 label=label,
@@ -166,11 +163,16 @@ class Registry:
                 threads=isolation.threads or torch.get_num_threads(),
                 setup=setup,
             )
-            worker.lease = Lease.acquire(checkout)
+            lease = Lease.acquire(checkout)  # before anybody knows of the worker: the checkout may be gone
             try:
+                worker = Worker(label, isolation, self._background, Services(str(checkout.repo)))
+                worker.lease = lease
+                worker.border.proxies = self._make_proxies(worker, checkout)
+                with self._lock:
+                    self._workers.append(worker)
                 worker.start(self._forkserver, prepare)
             except BaseException:
-                worker.lease.close()
+                lease.close()
                 raise
             step.fields["pid"] = worker.pid
         return worker

@@ -145,8 +145,9 @@ class Worker:
                 raise self._unready(error) from error
             connection.drain()
             if isinstance(answer, Raised):
+                reason = exception(answer, self._services.refused(answer.refusal))
                 self._finish(Event.DEATH, WorkerStartError(f"worker {self.label}: its setup failed"))
-                raise exception(answer)
+                raise reason
             self._state = after(self._state, Event.PREPARED)
 
     def request(
@@ -198,6 +199,7 @@ class Worker:
                 value = self.border.unpack(answer.payload) if isinstance(answer, Returned) else None
                 # Afterwards: the worker may have let go of what it sends, such as a state dict.
                 self.border.settle(answer.freed, answer.dropped)
+            refused = self._services.refused(answer.refusal if isinstance(answer, Raised) else 0)
             self.calls += 1
             connection.drain()
             connection.mute(False)
@@ -209,7 +211,7 @@ class Worker:
         if thrown is not None:
             raise thrown
         if isinstance(answer, Raised):
-            raise exception(answer)
+            raise exception(answer, refused)
         return value
 
     def _call_back(self, callback: Callback) -> tuple[bytes, list[int]]:

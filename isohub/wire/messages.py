@@ -231,10 +231,12 @@ class Refused(Struct, tag=True, frozen=True):
     Attributes:
         kind: What the caller in the worker gets: a `urllib.error.URLError` as from torch.hub, or a builtin.
         message: Its text.
+        number: Of the parent's own error, which its caller gets if the worker's request ends in this one.
     """
 
     kind: Literal["URLError", "RuntimeError", "ValueError"]
     message: str
+    number: int
 
 
 class Hello(Struct, tag=True, frozen=True, kw_only=True):
@@ -345,12 +347,14 @@ class Raised(Struct, tag=True, frozen=True, kw_only=True, omit_defaults=True):
         error: The exception.
         traceback: Its traceback as text, with the whole chain of causes.
         notes: Notes for the user that the worker adds.
+        refusal: The number of the refusal that it is, if it is one; else 0.
         rng, freed, dropped: As in `Returned`.
     """
 
     error: Cause
     traceback: str
     notes: list[str] = []
+    refusal: int = 0
     rng: bytes | None = None
     freed: list[tuple[int, int]] = []
     dropped: list[int] = []

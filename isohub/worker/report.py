@@ -6,15 +6,17 @@ import builtins
 import math
 import traceback
 from pathlib import Path
+from urllib.error import URLError
 
 from isohub import errors
-from isohub.wire.messages import Cause
+from isohub.wire.messages import Cause, Refused
 from isohub.worker.callbacks import ThrownError
 
-__all__ = ["cause", "notes", "traceback_text"]
+__all__ = ["cause", "notes", "refusal", "refused", "traceback_text"]
 
 # Enough for any real message; a 100 MB one would not fit the frame.
 _MAX_TEXT = 100_000
+_NUMBER = "_isohub_refusal"
 
 
 def cause(error: BaseException) -> Cause:
@@ -51,6 +53,21 @@ def traceback_text(error: BaseException) -> str:
         return _cut("".join(told.format()))
     except Exception:  # noqa: BLE001 - an exception whose own parts raise must still arrive
         return f"{type(error).__name__}: (its traceback cannot be shown)"
+
+
+def refused(answer: Refused) -> Exception:
+    """Return what to raise for something that cannot be had; `refusal` knows it again."""
+    kinds: dict[str, type[Exception]] = {"URLError": URLError, "RuntimeError": RuntimeError}
+    error = kinds.get(answer.kind, ValueError)(answer.message)
+    error.__dict__[_NUMBER] = answer.number
+    return error
+
+
+def refusal(error: BaseException) -> int:
+    """Return the number of the refusal that an exception is; 0 if it is none."""
+    # Not by what a class of the repository's may have in its place.
+    number = BaseException.__getattribute__(error, "__dict__").get(_NUMBER)
+    return number if type(number) is int else 0
 
 
 def notes(error: BaseException) -> list[str]:

@@ -117,6 +117,7 @@ def _raised(error: BaseException, modes: Modes) -> Raised:
             error=report.cause(error),
             traceback=report.traceback_text(error),
             notes=report.notes(error),
+            refusal=report.refusal(error),
             rng=modes.moved(),
         )
     finally:
@@ -157,7 +158,7 @@ class _Line:
         """
         answer, _ = self._ask(need)
         if isinstance(answer, Refused):
-            raise {"URLError": URLError, "RuntimeError": RuntimeError}.get(answer.kind, ValueError)(answer.message)
+            raise report.refused(answer)
         assert isinstance(answer, FilesAt), "something else than the files that were asked for"
         return Path(answer.path)
 

@@ -6,16 +6,19 @@ from isohub.wire.messages import (
     PROTOCOL_VERSION,
     Callback,
     Cause,
+    FilesAt,
     FromParent,
     FromWorker,
     Granted,
     Graph,
     Hello,
+    NeedFiles,
     NeedSegment,
     Numbered,
     Payload,
     Prepare,
     Raised,
+    Refused,
     Request,
     Returned,
     TorchState,
@@ -96,6 +99,8 @@ FROM_PARENT: dict[str, FromParent] = {
     "request_plain": Request(verb="release"),
     "granted": Granted(4, 1 << 24),
     "refused": Granted(0, 0, "no memory"),
+    "files_at": FilesAt("/srv/hub/weights/é.pth"),
+    "files_refused": Refused("URLError", "Cannot reach https://example.org/é.pth", 3),
 }  # fmt: skip
 
 FROM_WORKER: dict[str, FromWorker] = {
@@ -106,6 +111,10 @@ FROM_WORKER: dict[str, FromWorker] = {
         freed=[(1, 64)], dropped=[2],
     ),
     "callback_plain": Callback(handle=8),
+    "need_weights": NeedFiles(
+        what="weights", name="https://example.org/é.pth", hash_prefix="0123abcd", check_hash=True, file_name="net.pth"
+    ),
+    "need_checkout": NeedFiles(what="checkout", name="owner/name:v1", trust=True),
     "returned": Returned(payload=_PAYLOAD, rng=b"\x00\x01\xff", freed=[(1, 0), (1, 64)], dropped=[2]),
     "returned_plain": Returned(),
     "returned_none": Returned(payload=Payload()),  # equal to the default, and not the default itself
@@ -116,5 +125,6 @@ FROM_WORKER: dict[str, FromWorker] = {
         traceback='Traceback (most recent call last):\n  File "hubconf.py", line 3, in net\n',
         notes=["a note"], rng=b"\x02", freed=[(1, 128)], dropped=[3],
     ),
+    "raised_refusal": Raised(error=Cause("ValueError", "ValueError", True, "Refused"), traceback="", refusal=3),
     "raised_plain": Raised(error=Cause("ValueError", "ValueError", True, "bad"), traceback=""),
 }  # fmt: skip

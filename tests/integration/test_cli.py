@@ -366,7 +366,8 @@ class TestErrors:
         """A folder without hubconf.py is one message that names the file."""
         done = invoke("list", str(tmp_path))
 
-        expected = f"error: No hubconf.py in {tmp_path}: expected {tmp_path / 'hubconf.py'}\n"
+        place = tmp_path / "hubconf.py"
+        expected = f"error: [Errno 2] No hubconf.py in {tmp_path}: No such file or directory: '{place}'\n"
         assert [1, "", expected] == [done.exit_code, done.stdout, done.stderr]
 
     def test_traceback(self, repo: str):

@@ -175,16 +175,19 @@ def test_weights_that_differ_are_refused(repo: Path, weights: str, server: FileS
     shutil.rmtree(Path(isohub.get_dir(), "isohub", "weights"))
     server.put("/net.pth", saved(3.0))
 
-    def refusal(file: str) -> str:
+    def refusal(file: str) -> LockError:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("ISOHUB_LOCK", file)
-            with pytest.raises(ValueError, match="Refused by the lock file") as raised:
+            with pytest.raises(LockError, match="Refused by the lock file") as raised:
                 isohub.load(text, "net", pretrained=True)
-        return str(raised.value)
+        return raised.value
 
+    locked, actual = (hashlib.sha256(saved(value)).hexdigest() for value in (2.0, 3.0))
+    other, missing = refusal("isohub.lock"), refusal("without.lock")
     assert same.weight.tolist() == [[2.0, 2.0]]
-    assert f"and are locked to {hashlib.sha256(saved(2.0)).hexdigest()}" in refusal("isohub.lock")
-    assert f"The weights {weights} are not in it" in refusal("without.lock")
+    assert f"and are locked to {locked}" in str(other)
+    assert f"The weights {weights} are not in it" in str(missing)
+    assert [(one.expected, one.actual) for one in (other, missing)] == [(locked, actual), ("", actual)]
 
 
 def test_program_locks_what_it_uses(repo: Path, weights: str, monkeypatch: pytest.MonkeyPatch) -> None:

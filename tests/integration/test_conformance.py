@@ -7,6 +7,7 @@ wherever it does so without a network.
 
 from __future__ import annotations
 
+import errno
 import inspect
 import logging
 import os
@@ -350,7 +351,7 @@ def test_11_missing_packages(folder: Path):
 
 
 def test_12_no_hubconf(tmp_path: Path, host: GitHost):
-    """Without hubconf.py there is a FileNotFoundError that names it, as from torch.hub."""
+    """Without hubconf.py there is a FileNotFoundError that names it, with torch.hub's errno, filename and end."""
     (tmp_path / "empty").mkdir()
     host.add("owner/empty", make_repo(tmp_path / "srv" / "empty", {"v1": {"README": "nothing\n"}}))
     theirs, ours = (
@@ -360,6 +361,9 @@ def test_12_no_hubconf(tmp_path: Path, host: GitHost):
     assert isinstance(theirs, FileNotFoundError)
     assert isinstance(ours, FileNotFoundError)
     path = os.fspath(tmp_path / "empty" / "hubconf.py")
-    assert [path in str(each) for each in (theirs, ours)] == [True, True]
+    assert (theirs.errno, theirs.filename) == (ours.errno, ours.filename) == (errno.ENOENT, path)
+    end = f"No such file or directory: '{path}'"
+    assert str(theirs) == f"[Errno 2] {end}"
+    assert str(ours) == f"[Errno 2] No hubconf.py in {tmp_path / 'empty'}: {end}"
     with pytest.raises(FileNotFoundError, match=f"{re.escape(isohub.get_dir())}/.+/hubconf.py"):
         load(host, "owner/empty:v1")

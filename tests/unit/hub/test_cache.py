@@ -80,6 +80,7 @@ def test_checkout_has_its_files_and_metadata(cache: Cache, hub_home: Path) -> No
         "identity": url,
         "url": url,
         "fetched_from": url,
+        "fetched_by": None,
         "owner": "srv",
         "name": "models",
         "commit": COMMIT,

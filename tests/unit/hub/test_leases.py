@@ -148,7 +148,7 @@ def test_use_is_stamped(checkout: Checkout, folder: Path) -> None:
 
 
 def test_one_descriptor_for_each_lease(checkout: Checkout, folder: Path) -> None:
-    """A lease costs one descriptor, which other programs do not inherit, and `keep` costs one for all its calls."""
+    """A lease costs one descriptor, which other programs do not inherit; `keep` costs one until `let_go`."""
 
     def inheritable() -> list[bool]:
         places = Path("/proc/self/fd").iterdir()
@@ -161,9 +161,7 @@ def test_one_descriptor_for_each_lease(checkout: Checkout, folder: Path) -> None
     leases.keep(checkout)
     leases.keep(checkout)
     kept = inheritable()
-    for one in leases._kept.values():
-        one.close()
-    leases._kept.clear()
+    leases.let_go()
 
     assert (held, closed, kept) == ([False], [], [False])
     assert not is_leased(folder)

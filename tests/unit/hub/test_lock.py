@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -132,6 +133,31 @@ def test_what_is_locked_passes() -> None:
     lock.check(ref(f"owner/name@{COMMIT}"), COMMIT, TREE)
     lock.check(ref("owner/name:other"), COMMIT, TREE)
     lock.check(ref("git+ssh://git@github.com/owner/name.git@main"), COMMIT, TREE)
+
+
+@pytest.mark.parametrize(
+    ("lock_way", "way", "passes"),
+    [
+        ("archive", "git", True),
+        ("git", "archive", False),
+        ("archive", "archive", False),
+        ("git", "git", False),
+        ("archive", None, False),
+        (None, "git", False),
+        (None, None, False),
+    ],
+)
+def test_other_files_pass_only_if_git_proves_them(lock_way: str | None, way: str | None, passes: bool) -> None:
+    """Files with another hash pass if git brought them and the lock's came as an archive; the lock keeps its own."""
+    repo = ref("owner/name:main")
+    lock = Lock().with_repo(LockedRepo.of(repo, COMMIT, TREE, lock_way))
+    other = LockedRepo.of(repo, COMMIT, "c" * 64, way)
+
+    with contextlib.nullcontext() if passes else pytest.raises(LockError, match="are locked to"):
+        assert lock.check(repo, COMMIT, other.tree_hash, way) == lock.find(repo)
+
+    assert lock.with_repo(other).repos == (lock.repos if passes else (other,))
+    assert lock.check(repo, COMMIT, TREE, way) == lock.find(repo)
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,13 @@ from isohub.wire.lifecycle import TRANSITIONS, Event, State, after
 
 # What each event leads to in each state, by hand; "-" cannot happen.
 TABLE = """
-            PREPARED  REQUEST  ANSWER  CLOSE   DEATH
-STARTING    IDLE      -        -       CLOSED  BROKEN
-IDLE        -         BUSY     -       CLOSED  BROKEN
-BUSY        -         -        IDLE    CLOSED  BROKEN
-CLOSED      -         -        -       CLOSED  CLOSED
-BROKEN      -         -        -       BROKEN  BROKEN
+            PREPARED  REQUEST  ANSWER  CALLBACK  ANSWER_WITHIN  RESUME  CLOSE   DEATH
+STARTING    IDLE      -        -       -         -              -       CLOSED  BROKEN
+IDLE        -         BUSY     -       -         -              -       CLOSED  BROKEN
+BUSY        -         -        IDLE    SERVING   SERVING        -       CLOSED  BROKEN
+SERVING     -         BUSY     -       -         -              BUSY    CLOSED  BROKEN
+CLOSED      -         -        -       -         -              -       CLOSED  CLOSED
+BROKEN      -         -        -       -         -              -       BROKEN  BROKEN
 """
 
 
