@@ -48,6 +48,17 @@ def forkserver() -> int:
     return pid
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Let neither process wait for threads that other programs keep from running: workers follow."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def _forkserver_and_thread() -> int:
     """Start what all workers share, if a test before has ended it."""
     from isohub import api

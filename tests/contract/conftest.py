@@ -6,7 +6,6 @@ import gc
 from collections.abc import Iterator
 
 import pytest
-import torch
 
 import isohub
 from tests.contract.harness import make_contract_repo
@@ -20,16 +19,7 @@ def contract_repo(tmp_path_factory: pytest.TempPathFactory, forkserver: int) -> 
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread(forkserver: int) -> Iterator[None]:
-    """Let neither process wait for threads that other programs keep from running; workers follow."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_leaks(one_thread: None) -> Iterator[None]:
+def no_leaks(one_thread: None, forkserver: int) -> Iterator[None]:
     """Fail if the tests of a file, taken together, leave something behind; see `no_leaks` of all other tests."""
     gc.collect()
     before = holdings()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -60,13 +59,7 @@ def two_refs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     })  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def one_thread(forkserver: int) -> Iterator[None]:
-    """Wait for no thread that other programs keep from running; workers follow."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["all of it", "head alone"])
