@@ -52,7 +52,7 @@ Verb = Literal[
     "call", "method", "getattr", "setattr", "delattr", "dir",
     "len", "iter", "next", "getitem", "setitem", "delitem", "contains", "enter", "exit",
     "bool", "eq", "hash", "str", "repr",
-    "train", "apply", "describe", "release", "close",
+    "train", "apply", "describe", "state", "release", "close",
 ]  # fmt: skip
 
 
