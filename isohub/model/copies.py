@@ -9,6 +9,7 @@ import torch
 
 from isohub.model.objects import ask
 from isohub.model.recipe import inherit, members_of
+from isohub.model.state import flags_of
 
 if TYPE_CHECKING:
     from isohub.model.module import IsolatedModule
@@ -29,7 +30,7 @@ def duplicate(module: IsolatedModule, memo: dict[Any, Any] | None) -> Any:
         BrokenWorkerError: The worker is dead.
     """
     known = [] if memo is None else _known(module, memo)
-    result = ask(module, "state", memo is not None, known, name="copy")
+    result = ask(module, "state", memo is not None, known, flags_of(module), name="copy")
     if not isinstance(result, torch.nn.Module) or result is module:
         return result  # its class has copies of its own kind
     inherit(module, result)  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ from isohub.model.objects import ask
 if TYPE_CHECKING:
     from isohub.model.module import IsolatedModule
 
-__all__ = ["can_ask", "load_from_state_dict", "load_state_dict", "loaded", "state_dict"]
+__all__ = ["can_ask", "flags_of", "load_from_state_dict", "load_state_dict", "loaded", "state_dict"]
 
 # From this version of its format on, a state dict of batch or instance norm is loaded as any other.
 _NORM_VERSION = 2
@@ -36,6 +36,12 @@ def can_ask(module: IsolatedModule) -> bool:
     return module._isohub_lease.worker.alive
 
 
+def flags_of(module: IsolatedModule, *, recurse: bool = True) -> dict[str, bool]:
+    """Return which parameters ask for gradients, for what the worker does by these flags."""
+    named = module.named_parameters(recurse=recurse, remove_duplicate=False)
+    return {name: parameter.requires_grad for name, parameter in named}
+
+
 def load_state_dict(module: IsolatedModule, state: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Do `module.load_state_dict(state, *args, **kwargs)`.
 
@@ -48,14 +54,15 @@ def load_state_dict(module: IsolatedModule, state: Any, args: tuple[Any, ...], k
         return nn.Module.load_state_dict(module, state, *args, **kwargs)
     metadata = getattr(state, "_metadata", None)
     # Those that the state dict names become other objects, as in process; whoever holds the old ones keeps them.
+    flags = flags_of(module)
     taken = _take_parameters(module, state) if assign else []
     try:
         answer = _ask_pair(
             module,
             OrderedDict(state),
             None if metadata is None else dict(metadata),
-            args,
-            kwargs,
+            (args, kwargs),
+            flags,
             name="load_state_dict",
         )
     except BaseException:
@@ -95,9 +102,10 @@ def load_from_state_dict(  # noqa: PLR0917 - torch's own signature
         hook(state, prefix, local_metadata, strict, missing, unexpected, errors)
     assign = bool(local_metadata.get("assign_to_params_buffers"))
     below = {key: value for key, value in state.items() if key.startswith(prefix)}
+    flags = flags_of(module, recurse=False)
     taken = _take_parameters(module, below, prefix, recurse=False) if assign else []
     try:
-        answer = ask(module, "state", below, prefix, dict(local_metadata), strict, name="load_own")
+        answer = ask(module, "state", below, prefix, dict(local_metadata), strict, flags, name="load_own")
     finally:
         _put_back(taken)
     if not isinstance(answer, tuple) or len(answer) != 5 or not isinstance(answer[4], dict):
@@ -137,9 +145,9 @@ def state_dict(module: IsolatedModule, args: tuple[Any, ...], kwargs: dict[str, 
         items[key] = _tensor(module, name)
     result: Any = OrderedDict() if destination is None else destination
     result.update(items)
-    if isinstance(metadata, dict):
-        known = getattr(result, "_metadata", None)
-        result._metadata = OrderedDict(metadata) if known is None else known
+    if isinstance(metadata, dict) and destination is None:
+        result._metadata = OrderedDict(metadata)
+    elif isinstance(metadata, dict) and hasattr(destination, "_metadata"):
         result._metadata.update(metadata)
     return result
 

@@ -74,16 +74,23 @@ def own_state(module: nn.Module) -> list[str]:
 
 
 def _load_state_dict(
-    target: nn.Module, state: dict[str, Any], metadata: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    target: nn.Module, state: dict[str, Any], metadata: Any, arguments: tuple[Any, Any], flags: dict[str, bool]
 ) -> tuple[str, Any]:
+    _take_flags(target, flags)
+    args, kwargs = arguments
     result = target.load_state_dict(_with_metadata(state, metadata), *args, **kwargs)
     if isinstance(result, tuple) and hasattr(result, "missing_keys") and hasattr(result, "unexpected_keys"):
         return "keys", (list(result.missing_keys), list(result.unexpected_keys))
     return "value", result
 
 
-def _load_own(
-    target: nn.Module, state: dict[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool
+def _load_own(  # noqa: PLR0917 - five are torch's
+    target: nn.Module,
+    state: dict[str, Any],
+    prefix: str,
+    local_metadata: dict[str, Any],
+    strict: bool,
+    flags: dict[str, bool],
 ) -> tuple[list[str], list[str], list[str], list[str], dict[str, Any]]:
     """Load the tensors of one module, without those below it.
 
@@ -95,6 +102,7 @@ def _load_own(
     unexpected: list[str] = []
     errors: list[str] = []
     before = dict(state)
+    _take_flags(target, flags)
     with torch.no_grad():
         target._load_from_state_dict(state, prefix, local_metadata, strict, missing, unexpected, errors)
     gone = [key for key in before if key not in state]
@@ -143,14 +151,16 @@ def _save(
     return items, None if metadata is None else {key: dict(value) for key, value in metadata.items()}, names
 
 
-def _copy(target: nn.Module, deep: bool, copied: list[tuple[nn.Module, nn.Module]]) -> Any:
+def _copy(target: nn.Module, deep: bool, copied: list[tuple[nn.Module, nn.Module]], flags: dict[str, bool]) -> Any:
     """Copy a module.
 
     Args:
         target: The module.
         deep: Whether as by `copy.deepcopy`, rather than `copy.copy`.
         copied: Modules that were copied before in the same deepcopy, and their copies.
+        flags: Which parameters ask for gradients.
     """
+    _take_flags(target, flags)
     if not deep:
         return copy.copy(target)
     memo: dict[int, Any] = {}
@@ -227,10 +237,15 @@ def _restore(
         else:
             module.register_buffer(name, kept, persistent)
     flags, modes = switches
-    for full_name, flag in flags.items():
-        target.get_parameter(full_name).requires_grad_(flag)
+    _take_flags(target, flags)
     for path, mode in modes.items():
         target.get_submodule(path).training = mode
+
+
+def _take_flags(target: nn.Module, flags: dict[str, bool]) -> None:
+    for name, parameter in target.named_parameters(remove_duplicate=False):
+        if parameter.requires_grad is not flags.get(name, parameter.requires_grad):
+            parameter.requires_grad_(flags[name])
 
 
 def _with_metadata(state: dict[str, Any], metadata: Any) -> Any:
