@@ -105,7 +105,7 @@ def load_from_state_dict(  # noqa: PLR0917 - torch's own signature
     flags = flags_of(module, recurse=False)
     taken = _take_parameters(module, below, prefix, recurse=False) if assign else []
     try:
-        answer = ask(module, "state", below, prefix, dict(local_metadata), strict, flags, name="load_own")
+        answer = ask(module, "state", below, prefix, dict(local_metadata), (strict, flags), name="load_own")
     finally:
         _put_back(taken)
     if not isinstance(answer, tuple) or len(answer) != 5 or not isinstance(answer[4], dict):

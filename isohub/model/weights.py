@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from isohub.errors import LocalProtocolError
-from isohub.shm.tensors import tensor_over
+from isohub.shm.tensors import bytes_of, tensor_over
 from isohub.wire.specs import ALIGNMENT_BYTES
 
 if TYPE_CHECKING:
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Weights"]
 
-# One tensor, since torch.multiprocessing takes a descriptor for each; and a copy, since it takes the memory of
-# what it sends, which would part the module from its worker.
+# All bytes in one piece, and a copy: torch.multiprocessing takes a descriptor for each tensor that it sends, and the
+# very memory of it, which would part the module from its worker.
 
 
 @dataclass(kw_only=True)
@@ -81,6 +81,12 @@ class Weights:
             elsewhere=[name for name, tensor in tensors.items() if tensor.is_meta],
         )
 
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        rest = (self.parameters, self.buffers, self.flags, self.modes)
+        # torch.save writes a tensor as it is, and its protocol 2 has no bytes. To others it is bytes: a spawned
+        # process would look for the tensor's descriptor when this copy is gone already.
+        return _again, (self.data if protocol == 2 else bytes_of(self.data), *rest)
+
     def restore(self, module: IsolatedModule, attributes: list[tuple[str, str, Any]]) -> None:
         """Give all of it to a module that was just loaded.
 
@@ -124,6 +130,12 @@ class Weights:
             lease = module._isohub_lease
             arguments = (other, buffers, (flags, modes), attributes)
             lease.worker.request("state", arguments, handle=lease.handle, path=module._isohub_path, name="restore")
+
+
+def _again(data: bytes | torch.Tensor, parameters: Any, buffers: Any, flags: Any, modes: Any) -> Weights:
+    if not isinstance(data, torch.Tensor):
+        data = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+    return Weights(data=data, parameters=parameters, buffers=buffers, flags=flags, modes=modes, elsewhere=[])
 
 
 def _fits(there: torch.Tensor | None, value: torch.Tensor) -> bool:

@@ -84,15 +84,21 @@ def _load_state_dict(
     return "value", result
 
 
-def _load_own(  # noqa: PLR0917 - five are torch's
+def _load_own(
     target: nn.Module,
     state: dict[str, Any],
     prefix: str,
     local_metadata: dict[str, Any],
-    strict: bool,
-    flags: dict[str, bool],
+    options: tuple[bool, dict[str, bool]],
 ) -> tuple[list[str], list[str], list[str], list[str], dict[str, Any]]:
     """Load the tensors of one module, without those below it.
+
+    Args:
+        target: The module.
+        state: As in `_load_from_state_dict`.
+        prefix: Likewise.
+        local_metadata: Likewise.
+        options: `strict`, likewise, and which parameters ask for gradients.
 
     Returns:
         Keys that are missing, keys that are unexpected, errors; and how its code changed the state dict, which
@@ -102,6 +108,7 @@ def _load_own(  # noqa: PLR0917 - five are torch's
     unexpected: list[str] = []
     errors: list[str] = []
     before = dict(state)
+    strict, flags = options
     _take_flags(target, flags)
     with torch.no_grad():
         target._load_from_state_dict(state, prefix, local_metadata, strict, missing, unexpected, errors)

@@ -268,7 +268,7 @@ def test_hooks_of_this_side_run_too(repo: str, forkserver: int):
 @pytest.mark.parametrize("frozen", [True, False])
 @pytest.mark.parametrize("keep", [False, True], ids=["tensors", "parameters"])
 def test_assigned_parameters_are_other_objects(repo: str, forkserver: int, keep: bool, frozen: bool):
-    """`assign=True` puts other parameters in place of those named, with the flags and dtypes of in process."""
+    """`assign=True` puts other parameters in place of those named, with flags and dtypes as in process."""
     here, model = both(repo, "net")
     source = isohub.load(repo, "net", isolate=False).double()
     results = []
@@ -342,7 +342,7 @@ def test_state_outlives_the_worker(repo: str, forkserver: int, entry: str):
 def test_state_dict_goes_into_files(repo: str, forkserver: int, tmp_path: Path):
     """What torch.save and safetensors write of a state dict is what they write in process, and loads again."""
     here, model = both(repo, "net")
-    expected, actual = ({k: v for k, v in one.state_dict().items()} for one in (here, model))
+    expected, actual = (dict(one.state_dict()) for one in (here, model))
     written, again = io.BytesIO(), io.BytesIO()
     torch.save(here.state_dict(), written)
     torch.save(model.state_dict(), again)
