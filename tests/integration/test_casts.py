@@ -126,13 +126,13 @@ def test_module_goes_to_meta_and_comes_back_empty(
     [
         lambda module: module.to(torch.int32),
         lambda module: module.to("nowhere"),
-        lambda module: module.to(1.5),
+        lambda module: module.to([1]),
         lambda module: module.to("meta").cpu(),
         lambda module: module.to("meta").to("cpu"),
         lambda module: module.type("torch.Nothing"),
         lambda module: nn.Sequential(module).to(torch.int32),
     ],
-    ids=["integer", "device", "number", "cpu of meta", "to cpu of meta", "type", "container"],
+    ids=["integer", "device", "list", "cpu of meta", "to cpu of meta", "type", "container"],
 )
 def test_what_torch_refuses_is_refused_alike(repo: str, forkserver: int, ask: Callable[[Any], Any]):
     """A cast that torch refuses raises the same type and text, and changes nothing."""
