@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +10,6 @@ import pytest
 import torch
 
 import isohub
-from isohub.errors import LocalProtocolError
 from tests.helpers.repos import make_repo, url
 
 REPO = """
@@ -248,15 +245,6 @@ def test_frozen_parameters_are_frozen_on_both_sides(repo: str, forkserver: int):
     expected = {name: name.startswith("heads.a.") for name, _ in model.named_parameters()}
 
     assert expected == model.flags() == {name: p.requires_grad for name, p in model.named_parameters()}
-
-
-@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
-def test_module_cannot_be_copied(repo: str, forkserver: int, duplicate: Callable[[Any], Any]):
-    """Copying or pickling an isolated module is refused with a text that says what to do."""
-    model = isohub.load(repo, "frozen")
-
-    with pytest.raises(LocalProtocolError, match="cannot be copied or pickled"):
-        duplicate(model)
 
 
 def test_script_module_behaves_as_one(repo: str, forkserver: int):
