@@ -1,0 +1,40 @@
+"""One worker for all uses, and one thread: to start and end a worker for each takes longer than most uses."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import isohub
+from tests.contract.harness import make_contract_repo
+from tests.helpers.leaks import holdings
+from tests.helpers.waiting import until
+
+
+@pytest.fixture(scope="session")
+def contract_repo(tmp_path_factory: pytest.TempPathFactory, forkserver: int) -> str:
+    return make_contract_repo(tmp_path_factory.mktemp("contract") / "owner" / "models")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread(forkserver: int) -> Iterator[None]:
+    """Let neither process wait for threads that other programs keep from running; workers follow."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_leaks(one_thread: None) -> Iterator[None]:
+    """Fail if the tests of a file, taken together, leave something behind; see `no_leaks` of all other tests."""
+    gc.collect()
+    before = holdings()
+    yield
+    for worker in isohub.workers():
+        worker.close()
+    gc.collect()
+    until(lambda: not holdings().more_than(before))
