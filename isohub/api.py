@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import builtins
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from isohub import trace
@@ -17,6 +18,7 @@ from isohub.hub.lock import using
 from isohub.hub.pipeline import Request
 from isohub.model.in_process import load_in_process
 from isohub.model.proxies import ProxyTable
+from isohub.model.recipe import Recipe, remember
 from isohub.model.tree import stamp
 from isohub.options import Isolation
 from isohub.refs import RepoRef
@@ -294,7 +296,17 @@ class Repo:
                 return result.state_dict() if self._returns == "state_dict" else result
             result = self._ask("build", args, kwargs, name=name, returns=self._returns)
             stamp(result, name)
+            remember(result, self._recipe(name, args, kwargs))
             return result
+
+    def _recipe(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recipe:
+        return Recipe(
+            load=_load_again,
+            ref=self.ref if self.commit is None else replace(self.ref, ref=None, commit=self.commit),
+            ref_name=self.checkout.ref_name,
+            call=(name, args, kwargs),
+            isolation=self._isolation or Isolation(),
+        )
 
     def close(self) -> None:
         """End the workers that nobody else uses. May be called again."""
@@ -337,6 +349,17 @@ def shutdown() -> None:
     """
     _registry.shutdown()
     leases.let_go()
+
+
+def _load_again(
+    ref: RepoRef, ref_name: str | None, call: tuple[str, tuple[Any, ...], dict[str, Any]], isolation: Isolation
+) -> tuple[Any]:
+    """Follow a recipe: what unpickling a module or an object in a worker does; see `model.recipe`."""
+    # The commit ran here before, or whoever made the pickle says that it did: no host is asked whether it is theirs.
+    repo = Repo(str(ref), isolate=isolation, skip_validation=True, verbose=False)
+    repo.checkout = replace(repo.checkout, ref_name=ref_name)
+    entrypoint, args, kwargs = call
+    return (repo.load(entrypoint, *args, **kwargs),)
 
 
 def _isolation(isolate: bool | Isolation) -> Isolation | None:

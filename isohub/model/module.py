@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from isohub.errors import LocalProtocolError, RemoteProtocolError
+from isohub.model import casts, copies, recipe, state
+from isohub.model.classes import class_of
 from isohub.model.objects import Lease, ask, get_attribute
 from isohub.wire.specs import ModuleNode
 
@@ -88,6 +90,13 @@ class IsolatedModule(nn.Module):
         here["_isohub_tree"] = tree
         here["_isohub_path"] = path
         here["_isohub_node"] = node
+        self._load_state_dict_post_hooks[recipe.OURS] = state.loaded  # type: ignore[index]
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type[Any]:
+        """What `isinstance` sees besides `type(self)`: the class of torch.nn that the worker's module is one of."""
+        node = self._isohub_node
+        return class_of(node.type_name, node.torch_type)
 
     @property
     def isohub(self) -> Info:
@@ -126,52 +135,62 @@ class IsolatedModule(nn.Module):
 
     def float(self) -> IsolatedModule:
         """Cast all floating point parameters and buffers to float32, here and in the worker."""
-        return self._cast("float", torch.float32)
+        casts.named_cast(self, "float", torch.float32)
+        return self
 
     def double(self) -> IsolatedModule:
         """Cast all floating point parameters and buffers to float64, here and in the worker."""
-        return self._cast("double", torch.float64)
+        casts.named_cast(self, "double", torch.float64)
+        return self
 
     def half(self) -> IsolatedModule:
         """Cast all floating point parameters and buffers to float16, here and in the worker."""
-        return self._cast("half", torch.float16)
+        casts.named_cast(self, "half", torch.float16)
+        return self
 
     def bfloat16(self) -> IsolatedModule:
         """Cast all floating point parameters and buffers to bfloat16, here and in the worker."""
-        return self._cast("bfloat16", torch.bfloat16)
+        casts.named_cast(self, "bfloat16", torch.bfloat16)
+        return self
 
     def to(self, *args: Any, **kwargs: Any) -> IsolatedModule:
-        """Cast as `nn.Module.to` does, here and in the worker; the device can only be the CPU.
+        """Cast and move as `nn.Module.to` does, here and in the worker.
 
         Raises:
-            LocalProtocolError: Another device was asked for.
+            RuntimeError: The worker has no such device.
         """
-        parsed: tuple[Any, ...] = torch._C._nn._parse_to(*args, **kwargs)
-        device, dtype, _, memory_format = parsed
-        if device is not None and device.type != "cpu":
-            raise LocalProtocolError(
-                f"an isolated module stays on the CPU, where its worker has it: .to({str(device)!r}) is not there "
-                "yet. Use isolate=False for a module on another device"
-            )
-        if memory_format is not None:
-            return self._change("to", dtype=dtype, memory_format=memory_format)
-        cast = [tensor for tensor in self._tensors() if tensor.is_floating_point() or tensor.is_complex()]
-        if dtype is None or all(tensor.dtype is dtype for tensor in cast):
-            return self
-        return self._change("to", dtype)
+        casts.to(self, args, kwargs)
+        return self
+
+    def cpu(self) -> IsolatedModule:
+        """Move the module to the CPU, if it is on another device."""
+        if any(tensor.is_meta for tensor in (*self.parameters(), *self.buffers())):
+            casts.move(self, "cpu", torch.device("cpu"))
+        return self
+
+    def cuda(self, device: int | torch.device | None = None) -> IsolatedModule:
+        """Move the module to a GPU, in the worker; calls take and return tensors on the CPU as before.
+
+        Raises:
+            RuntimeError: The worker has none.
+        """
+        where = torch.device("cuda", device) if isinstance(device, int) else torch.device(device or "cuda")
+        casts.move(self, "cuda", where, where)
+        return self
+
+    def to_empty(self, *, device: Any, recurse: bool = True) -> IsolatedModule:
+        """Move the module to a device without its values, which are then whatever lies there.
+
+        Raises:
+            RuntimeError: The worker has no such device.
+        """
+        where = torch.device("cpu" if device is None else device)
+        casts.move(self, "to_empty", where, device=where, recurse=recurse)
+        return self
 
     def share_memory(self) -> IsolatedModule:
         """Return the module as it is: its memory is shared already."""
         return self
-
-    def _cast(self, method: str, dtype: torch.dtype) -> IsolatedModule:
-        # Complex tensors stay as they are, unlike in `to`.
-        if all(tensor.dtype is dtype for tensor in self._tensors() if tensor.is_floating_point()):
-            return self
-        return self._change(method)
-
-    def _tensors(self, recurse: bool = True) -> list[torch.Tensor]:
-        return [*self.parameters(recurse), *self.buffers(recurse)]
 
     def _change(self, method: str, *args: Any, **kwargs: Any) -> IsolatedModule:
         """Have the worker's module change itself, and take over what it is then."""
@@ -179,19 +198,23 @@ class IsolatedModule(nn.Module):
         return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> IsolatedModule:
-        # Everything else that replaces tensors (cuda, to_empty, ...) ends up here. On this side alone it would
-        # silently part the module from its worker, so it is tried on others first: some functions give
-        # another memory to the very tensor that they return.
-        tensors = self._tensors(recurse)
-        with torch.no_grad():
-            if any(_replaces(fn, torch.zeros_like(tensor)) for tensor in tensors):
-                raise LocalProtocolError(
-                    "this would replace the parameters here and leave the worker's as they are; .to(dtype), "
-                    ".half() and their like do both. Use isolate=False for a module on another device"
-                )
-            for tensor in tensors:
-                fn(tensor)
+        casts.apply(self, fn, recurse=recurse)
         return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the state dict, over the shared memory; what the worker's classes do for one is done there."""
+        return state.state_dict(self, args, kwargs)
+
+    def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a state dict as the worker's module does, and return what that returns.
+
+        Raises:
+            RuntimeError: As torch raises it, where keys or shapes do not fit.
+        """
+        return state.load_state_dict(self, state_dict, args, kwargs)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        state.load_from_state_dict(self, *args)
 
     def __getattr__(self, name: str) -> Any:
         here = self.__dict__
@@ -215,6 +238,7 @@ class IsolatedModule(nn.Module):
                 return  # the end of `model.weight -= step`, which wrote in place
         # The worker says what has become of the module, and its own rules refuse what makes no sense.
         ask(self, "setattr", value, name=name)
+        recipe.note_attribute(self, name, value)
 
     register_forward_pre_hook = _registering("register_forward_pre_hook")
     register_forward_hook = _registering("register_forward_hook")
@@ -256,7 +280,7 @@ class IsolatedModule(nn.Module):
         ask(self, "delattr", name=name)
 
     def __dir__(self) -> list[str]:
-        names = set(object.__dir__(self)) | {*self._parameters, *self._buffers, *self._modules}
+        names = set(object.__dir__(self)) | set(dir(type(self))) | {*self._parameters, *self._buffers, *self._modules}
         if self._isohub_lease.worker.alive:
             names.update(ask(self, "dir"))
         return sorted(names)
@@ -273,24 +297,14 @@ class IsolatedModule(nn.Module):
         """Return what the worker's module says of itself."""
         return self._isohub_node.text
 
-    def __deepcopy__(self, _: object) -> Any:
-        raise self._uncopied()
+    def __copy__(self) -> Any:
+        return copies.duplicate(self, None)
+
+    def __deepcopy__(self, memo: dict[Any, Any]) -> Any:
+        return copies.duplicate(self, memo)
 
     def __reduce_ex__(self, _: object) -> Any:
-        raise self._uncopied()
-
-    def _uncopied(self) -> LocalProtocolError:
-        return LocalProtocolError(
-            f"an isolated module ({self._isohub_tree.describe()}) cannot be copied or pickled yet, since it lives in "
-            "a worker: load it again and use load_state_dict(model.state_dict())"
-        )
-
-
-def _replaces(fn: Any, tensor: torch.Tensor) -> bool:
-    """Return whether `fn` makes another tensor of `tensor`, or gives it another memory."""
-    before = (tensor.device, tensor.dtype, tensor.data_ptr())
-    changed = fn(tensor)
-    return (changed.device, changed.dtype, changed.data_ptr()) != before
+        return recipe.reduce_module(self)
 
 
 def _elsewhere(name: str) -> LocalProtocolError:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from isohub.errors import LocalProtocolError, RemoteProtocolError
+from isohub.model import recipe
 from isohub.supervisor.worker import Worker
 from isohub.wire.messages import Verb
 
@@ -36,6 +37,7 @@ class Lease:
     def __init__(self, worker: Worker, handle: int, released: Callable[[int, int], None]) -> None:
         self.worker = worker
         self.handle = handle
+        self.origin: Any = None  # how it came, for pickles; see `model.recipe`
         self._received = [0]
         finalizer = weakref.finalize(self, _release, released, handle, self._received)
         finalizer.atexit = False
@@ -90,6 +92,7 @@ class RemoteObject:
 
     def __setattr__(self, name: str, value: object) -> None:
         ask(self, "setattr", value, name=name)
+        recipe.note_attribute(self, name, value)
 
     def __delattr__(self, name: str) -> None:
         ask(self, "delattr", name=name)
@@ -98,10 +101,19 @@ class RemoteObject:
         return list(ask(self, "dir"))
 
     def __reduce_ex__(self, _: object) -> Any:
-        raise LocalProtocolError(
+        return recipe.reduce_object(self)
+
+    def __copy__(self) -> Any:
+        raise self._uncopied()
+
+    def __deepcopy__(self, _: object) -> Any:
+        raise self._uncopied()
+
+    def _uncopied(self) -> LocalProtocolError:
+        return LocalProtocolError(
             f"a RemoteObject ({self._isohub_type}) stands for an object in worker process "
-            f"{self._isohub_lease.worker.pid}, so it cannot be copied or pickled; pass it as an argument of a call, "
-            "or take the data out of it"
+            f"{self._isohub_lease.worker.pid}. It cannot be copied; pass it as an argument of a call, or take the data "
+            "out of it"
         )
 
 

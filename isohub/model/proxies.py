@@ -38,7 +38,6 @@ class ProxyTable:
         self._released: deque[tuple[int, int]] = deque()
         self._mirrors: weakref.WeakValueDictionary[int, IsolatedModule] = weakref.WeakValueDictionary()
         self._numbers = Numbers()
-        self._changed: list[Tree] = []
         self._fresh: list[IsolatedModule] = []  # keeps new roots until the value that names them is made
 
     def ref_of(self, value: object) -> Ref | None:
@@ -107,14 +106,12 @@ class ProxyTable:
 
     def changes(self) -> list[TreeChange]:
         """Return what was done here to module trees since the worker was last told."""
-        self._changed = list(self._trees.values())
-        return [change for change in [tree.changes() for tree in self._changed] if change is not None]
+        return [change for change in [tree.changes() for tree in list(self._trees.values())] if change is not None]
 
     def changes_told(self) -> None:
         """Know that the worker is told of the changes last returned."""
-        for tree in self._changed:
+        for tree in list(self._trees.values()):
             tree.changes_told()
-        self._changed = []
 
     def proxy(self, ref: Ref) -> object:
         """Return what stands for `ref`."""

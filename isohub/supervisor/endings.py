@@ -102,7 +102,8 @@ def foreign(who: str, owner_pid: int) -> ForeignProcessError:
     """It has not ended, but it is not this process's to talk to."""
     return ForeignProcessError(
         f"worker {who} belongs to process {owner_pid}, and this is process {os.getpid()}: call isohub.load in the "
-        "process that uses the model",
+        "process that uses the model, or send it there by pickle, which loads it again (as a DataLoader does with "
+        'multiprocessing_context="spawn")',
         worker=who,
     )
 

@@ -58,7 +58,7 @@ Verb = Literal[
     "call", "method", "getattr", "setattr", "delattr", "dir",
     "len", "iter", "next", "getitem", "setitem", "delitem", "contains", "enter", "exit",
     "bool", "eq", "hash", "str", "repr",
-    "train", "apply", "describe", "backward", "run", "renew", "resume", "throw", "release", "close",
+    "train", "apply", "describe", "state", "backward", "run", "resume", "throw", "release", "close",
 ]  # fmt: skip
 
 

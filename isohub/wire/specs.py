@@ -10,9 +10,14 @@ from isohub.errors import RemoteProtocolError
 from isohub.wire.structs import Struct
 
 __all__ = [
-    "ALIGNMENT_BYTES", "DTYPES", "META", "NOWHERE", "Block", "ModuleNode", "ModuleSpec", "TensorSpec",
+    "ALIGNMENT_BYTES", "DTYPES", "META", "NOWHERE", "OWN_STATE", "Block", "ModuleNode", "ModuleSpec", "TensorSpec",
     "check_block", "check_spec", "places_of",
 ]  # fmt: skip
+
+# What a module may do otherwise than `nn.Module`: its whole `load_state_dict`; the loading of its own tensors,
+# always or where they are of an old format; something after the loading; the saving. `elsewhere` says that its
+# tensors are on a device that only the worker can reach.
+OWN_STATE = ("load_state_dict", "load", "load_old", "loaded", "save", "elsewhere")
 
 META = -1  # the block of a tensor on the meta device
 NOWHERE = -2  # the block of a tensor without elements
@@ -88,6 +93,8 @@ class ModuleNode(Struct, array_like=True, frozen=True, gc=False):
         children: (name, place in `ModuleSpec.nodes`, or -1 for None), in order of registration.
         protocols: What can be done with it, of `values.PROTOCOLS`.
         version: The version of its state dict's format, which goes into the metadata of one.
+        torch_type: Qualified name of the nearest class of torch.nn that it is an instance of.
+        own_state: What of its state dict it does itself, of `OWN_STATE`.
     """
 
     number: int
@@ -100,6 +107,8 @@ class ModuleNode(Struct, array_like=True, frozen=True, gc=False):
     children: list[tuple[str, int]]
     protocols: list[str]
     version: int = 1
+    torch_type: str = ""
+    own_state: list[str] = []
 
 
 class ModuleSpec(Struct, array_like=True, frozen=True, gc=False):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from isohub.wire.messages import Payload, Request
-from isohub.worker import export
+from isohub.worker import devices, export, state
 from isohub.worker.border import Border
 from isohub.worker.callbacks import Callbacks
 from isohub.worker.hubconf import Hubconf
@@ -41,8 +41,9 @@ class Executor:
             return special(request)  # type: ignore[no-any-return]
         target = self._target(request)
         args, kwargs = self._border.unpack(request.payload)
+        args, kwargs = devices.to_device_of(target, (args, kwargs))
         result = _OPERATIONS[request.verb](target, *args, **kwargs)
-        return self._border.pack(result)
+        return self._border.pack(devices.to_cpu(result))
 
     def _target(self, request: Request) -> Any:
         return self._border.objects.get(request.handle, request.path)
@@ -50,7 +51,8 @@ class Executor:
     def _call(self, request: Request) -> Payload:
         target = self._target(request)
         args, kwargs = self._border.unpack(request.payload)
-        result = self._callbacks.call(target, *args, **kwargs)
+        args, kwargs = devices.to_device_of(target, (args, kwargs))
+        result = devices.to_cpu(self._callbacks.call(target, *args, **kwargs))
         return self._border.pack(result, only_forward=isinstance(target, torch.nn.Module))
 
     def _list(self, _: Request) -> Payload:
@@ -68,8 +70,10 @@ class Executor:
         return self._border.pack(result, moving=True)
 
     def _method(self, request: Request) -> Payload:
+        target = self._target(request)
         args, kwargs = self._border.unpack(request.payload)
-        return self._border.pack(getattr(self._target(request), request.name)(*args, **kwargs))
+        args, kwargs = devices.to_device_of(target, (args, kwargs))
+        return self._border.pack(devices.to_cpu(getattr(target, request.name)(*args, **kwargs)))
 
     def _getattr(self, request: Request) -> Payload:
         target = self._target(request)
@@ -101,6 +105,10 @@ class Executor:
         objects = self._border.objects
         objects.trees.modes_told(request.handle)
         return self._border.pack([module.training for module in export.in_order(objects.get(request.handle))])
+
+    def _state(self, request: Request) -> Payload:
+        """Load, save, copy, cast or move a module; see `worker.state`."""
+        return state.do(self._border, request)
 
     def _describe(self, request: Request) -> Payload:
         return self._border.describe(request.handle)

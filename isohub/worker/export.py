@@ -12,6 +12,7 @@ from isohub.shm.values import Packer
 from isohub.wire.specs import ModuleNode, ModuleSpec, places_of
 from isohub.wire.tree import Where
 from isohub.wire.values import Record, Ref, Value
+from isohub.worker import state
 from isohub.worker.objects import Objects, protocols
 from isohub.worker.records import has_own, type_name
 
@@ -133,6 +134,8 @@ def _node(
         children=children,
         protocols=[name for name in protocols(module) if name not in ("call", "eq")],
         version=version if type(version) is int else 1,
+        torch_type=state.torch_type(module),
+        own_state=state.own_state(module),
     )
 
 

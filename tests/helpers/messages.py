@@ -73,7 +73,7 @@ _PAYLOAD = Payload(
             [
                 ModuleNode(
                     3, "repo.Net", True, "", False, [("weight", 0), ("bias", -1)], [("mean", 1, False)],
-                    [("head", 1), ("none", -1)], ["call"],
+                    [("head", 1), ("none", -1)], ["call"], 2, "torch.nn.modules.module.Module", ["load", "save"],
                 ),
                 ModuleNode(4, "repo.Head", False, "text of its own", True, [], [], [], ["call", "len", "getitem"]),
             ],

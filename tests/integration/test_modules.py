@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +10,6 @@ import pytest
 import torch
 
 import isohub
-from isohub.errors import LocalProtocolError
 from tests.helpers.repos import make_repo, url
 
 REPO = """
@@ -250,15 +247,6 @@ def test_frozen_parameters_are_frozen_on_both_sides(repo: str, forkserver: int):
     assert expected == model.flags() == {name: p.requires_grad for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
-def test_module_cannot_be_copied(repo: str, forkserver: int, duplicate: Callable[[Any], Any]):
-    """Copying or pickling an isolated module is refused with a text that says what to do."""
-    model = isohub.load(repo, "frozen")
-
-    with pytest.raises(LocalProtocolError, match="cannot be copied or pickled"):
-        duplicate(model)
-
-
 def test_script_module_behaves_as_one(repo: str, forkserver: int):
     """A ScriptModule has its parts, weights, code, attributes and exported methods."""
     torch.manual_seed(0)
@@ -283,27 +271,3 @@ def test_script_module_behaves_as_one(repo: str, forkserver: int):
     assert [name for name, _ in here.named_parameters()] == [name for name, _ in model.named_parameters()]
     assert list(here.state_dict()) == list(model.state_dict())
     assert not model.eval().inner.training
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda model: model.add_module("extra", torch.nn.ReLU()),
-        lambda model: model.register_module("extra", torch.nn.ReLU()),
-        lambda model: model.register_buffer("extra", torch.ones(1)),
-        lambda model: model.register_parameter("extra", torch.nn.Parameter(torch.ones(1))),
-        lambda model: setattr(model, "extra", torch.nn.ReLU()),
-        lambda model: delattr(model, "weight"),
-    ],
-    ids=["add_module", "register_module", "register_buffer", "register_parameter", "setattr", "delattr"],
-)
-def test_surgery_is_refused(repo_of: Callable[..., str], change: Callable[[Any], None]):
-    """What would part the module here from that of the worker says so, and leaves both as they are."""
-    model = isohub.load(repo_of("import torch\n\ndef net():\n    return torch.nn.Linear(2, 2)\n"), "net")
-    before = list(model.state_dict())
-
-    with pytest.raises(isohub.errors.LocalProtocolError, match="not there yet"):
-        change(model)
-
-    assert before == list(model.state_dict())
-    assert model(torch.ones(2)).shape == (2,)
