@@ -44,7 +44,8 @@ def duplicate(module: IsolatedModule, memo: dict[Any, Any] | None) -> Any:
         for old, new in ((before._parameters, after._parameters), (before._buffers, after._buffers)):
             for name in old.keys() & new.keys():
                 if old[name] is not None and new[name] is not None:
-                    new[name] = _same(old[name], new[name], memo)
+                    # Past the guard of a mirror's tensors: this is the copy's own memory all the same.
+                    dict.__setitem__(new, name, _same(old[name], new[name], memo))
         if memo is not None or before is module:
             for name, value in members_of(before).items():
                 after.__dict__[name] = value if memo is None else copy.deepcopy(value, memo)
