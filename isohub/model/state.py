@@ -172,14 +172,15 @@ def _take_parameters(
         for name, parameter in list(part._parameters.items()):
             if parameter is not None and f"{start}{name}" in state:
                 taken.append((part._parameters, name, parameter))
-                part._parameters[name] = None
+                # Past the guard of a mirror's tensors: the worker is about to tell of the new ones.
+                dict.__setitem__(part._parameters, name, None)
     return taken
 
 
 def _put_back(taken: list[tuple[dict[str, Any], str, nn.Parameter]]) -> None:
     """Put those parameters back that no others have replaced: where they have, these are in another dict."""
     for place, name, parameter in taken:
-        place[name] = parameter
+        dict.__setitem__(place, name, parameter)
 
 
 def _ask_pair(module: IsolatedModule, *args: Any, name: str) -> tuple[Any, Any]:
