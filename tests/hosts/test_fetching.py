@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from isohub.hub.resolve import resolve
 from isohub.refs import RepoRef
 from tests.helpers.githost import GitHost
 from tests.helpers.repos import git
+from tests.helpers.waiting import until
 from tests.hosts.conftest import load, version
 
 # ----------------------------------------------------------------------------------------- 1. one download
@@ -196,10 +196,7 @@ def test_processes_in_trouble(host: GitHost, cache: Cache) -> None:
     victim, *others = children
     victim.stdin.write("\n")
     victim.stdin.flush()
-    deadline = time.monotonic() + 30
-    while stuck.times > 0:  # until its request is there, and held
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: stuck.times == 0)  # its request is there, and held
     victim.kill()
     victim.communicate()
     host.misbehave("archive", cut_at=100, times=2)
