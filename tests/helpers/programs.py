@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,12 @@ class Program:
         arguments: What follows `python` on the command line.
         temporary: A folder of its own for temporary files.
         script: Text for its stdin.
+        variables: More of its environment.
     """
 
-    def __init__(self, arguments: list[str], temporary: Path, script: str = "") -> None:
+    def __init__(
+        self, arguments: list[str], temporary: Path, script: str = "", *, variables: Mapping[str, str] | None = None
+    ) -> None:
         temporary.mkdir(exist_ok=True)
         self.temporary = temporary
         self._known: dict[int, int] = {}
@@ -39,7 +42,7 @@ class Program:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "TMPDIR": str(temporary)},
+            env={**os.environ, "TMPDIR": str(temporary), **(variables or {})},
             cwd=temporary,
             start_new_session=True,
         )
