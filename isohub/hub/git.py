@@ -140,7 +140,34 @@ def run(
 def unreadable(url: str, error: GitError) -> FetchError:
     """Return the error for a repository that git cannot read: unreachable, if git says that nobody answered."""
     kind = UnreachableError if _NO_ANSWER.search(error.stderr) else FetchError
-    return kind(f"Cannot read {url}: {error}", url=url)
+    return kind(f"Cannot read {url}: {_meaning(url, error.stderr)}{error}", url=url)
+
+
+def _meaning(url: str, stderr: str) -> str:
+    """Return what ssh's refusals mean, and what to do about them, since it would ask and nobody is there to answer."""
+    if not url.startswith("ssh://"):
+        return ""
+    server = urlsplit(url).netloc
+    host, _, port = server.rpartition("@")[2].partition(":")
+    login = f"ssh -T{f' -p {port}' if port else ''} {server.removesuffix(f':{port}')}"
+    if "IDENTIFICATION HAS CHANGED" in stderr:
+        known = f"'[{host}]:{port}'" if port else host
+        return (
+            f"{host} shows another key than the one that ssh knows of it, so it may be another machine. Ask who "
+            f"runs it; if its key was replaced, forget the old one by `ssh-keygen -R {known}`, and see that "
+            f"`{login}` shows the new one. "
+        )
+    if "Host key verification failed" in stderr or "host key is known" in stderr:
+        return (
+            f"ssh does not know {host}, and nobody is asked here whether its key is right. Log in once by `{login}`, "
+            "compare the key that it shows, and say yes. "
+        )
+    if "Permission denied (" in stderr:
+        return (
+            f"{host} lets none of your keys in. See that `{login}` works without a question: give the host your public "
+            "key, name the private one in ~/.ssh/config, and let ssh-agent hold it if it has a passphrase. "
+        )
+    return ""
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import pytest
 
 from tests.helpers.cold_loads import PROCESSES, THREADS, ColdRepos, Loads, cold_loads, rounds
 from tests.helpers.githost import GitHost, Misbehaviour, Request
+from tests.helpers.programs import processes_with
 from tests.helpers.versions import SETTINGS
 from tests.helpers.waiting import until
 
@@ -200,5 +201,6 @@ def _kill_half(loads: Loads, stuck: Misbehaviour) -> set[int]:
             victims.add(victim)
             loads.kill(victim)
     # The server still has them wait.
-    until(lambda: not any(loads.processes_of(victim) for victim in victims))
+    variables = [f"TMPDIR={loads.programs[victim].temporary}" for victim in victims]
+    until(lambda: not any(map(processes_with, variables)))
     return victims

@@ -21,7 +21,7 @@ PROCESSES = int(os.environ.get("ISOHUB_COLD_PROCESSES", "4"))
 THREADS = 4
 # Each thread loads every ref, in an order of its own, once it is told a folder for the round.
 _SCRIPT = """
-import json, sys, threading
+import json, os, sys, threading
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -31,8 +31,10 @@ from isohub.hub import http
 
 address, refs, seed, threads = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 http._BACKOFF_S = 0.01
-# The message of a download, which nothing mutes, goes elsewhere than what is told here.
+# The message of a download, which nothing mutes, goes elsewhere than what is told here; and all that is logged
+# to a file, since twenty rounds of trouble fill a pipe that nobody reads.
 told, sys.stdout = sys.stdout, sys.stderr
+os.dup2(os.open("said", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
 
 
 def main():
@@ -154,11 +156,6 @@ class Loads:
         """Kill a process by SIGKILL."""
         self.programs[number].close()
 
-    def processes_of(self, number: int) -> list[int]:
-        """Return which processes are there that a process has started, by a variable that they have from it."""
-        mark = os.fsencode(f"TMPDIR={self.programs[number].temporary}")
-        return [int(place.name) for place in Path("/proc").glob("[0-9]*") if mark in _variables_of(place)]
-
     def replace(self, numbers: set[int]) -> None:
         """Start processes anew that were killed."""
         for number in numbers:
@@ -182,13 +179,6 @@ class Loads:
 
     def _are_ready(self, programs: list[Program]) -> None:
         assert [program.told() for program in programs] == ["ready"] * len(programs)
-
-
-def _variables_of(process: Path) -> list[bytes]:
-    try:
-        return (process / "environ").read_bytes().split(b"\0")
-    except OSError:  # it has ended, or is somebody else's
-        return []
 
 
 @contextmanager

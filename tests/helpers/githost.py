@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import base64
 import gzip
+import hashlib
+import json
 import os
 import queue
 import re
@@ -37,6 +39,8 @@ ARCHIVE_URLS = {
     "bitbucket": r"/(?P<name>[^/]+/[^/]+)/get/(?P<commit>[^/]+)\.(?P<format>zip|tar\.gz)",
     "gitee": r"/(?P<name>[^/]+/[^/]+)/repository/archive/(?P<commit>[^/]+)\.(?P<format>zip)",
 }
+_LFS = re.compile(r"/(?P<name>.+?)\.git/info/lfs/objects/(?P<oid>batch|[0-9a-f]{64})")
+_LFS_TYPE = "application/vnd.git-lfs+json"
 _GIT = re.compile(r"/(?P<name>.+?)(?:\.git)?/(?P<service>info/refs|git-upload-pack)")
 
 
@@ -129,6 +133,7 @@ class GitHost:
 
     Attributes:
         requests: Those that came, in their order.
+        large: What Git LFS is given, by its SHA-256; see `keep_large`.
         plan: Says, for a path and how often that was asked for before, what to do in place of an answer.
     """
 
@@ -142,6 +147,7 @@ class GitHost:
         self.makes = makes
         self.requests: list[Request] = []
         self.plan: Callable[[str, int], Misbehaviour | None] | None = None
+        self.large: dict[str, bytes] = {}
         self._asked: Counter[str] = Counter()
         self._repos: dict[str, tuple[Path, Collection[str]]] = {}
         self._misbehaviours: list[Misbehaviour] = []
@@ -180,6 +186,12 @@ class GitHost:
     def add(self, name: str, repo: Path, *, token: str | Collection[str] = ()) -> None:
         """Have a repository under `owner/name`; with a token, or some, only for whoever sends one of them."""
         self._repos[name] = (repo, {token} if isinstance(token, str) else token)
+
+    def keep_large(self, content: bytes) -> str:
+        """Keep a file for Git LFS, and return the pointer that stands for it."""
+        oid = hashlib.sha256(content).hexdigest()
+        self.large[oid] = content
+        return f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {len(content)}\n"
 
     def misbehave(self, pattern: str, **how: Any) -> Misbehaviour:
         """Misbehave on requests whose path has `pattern` (a regular expression) in it.
@@ -233,6 +245,8 @@ class GitHost:
         """Return status, content type and body of the honest answer."""
         secret = Request(method, path, headers, 0).secret
         place = urlsplit(path).path
+        if match := _LFS.fullmatch(place):
+            return self._large(match, secret, body)
         if match := _GIT.fullmatch(place):
             repo, tokens = self._repos.get(match["name"], (None, ()))
             if repo is None or (tokens and secret not in tokens):
@@ -251,6 +265,21 @@ class GitHost:
                 prefix = f"{match['name'].rpartition('/')[2]}-{match['commit']}"
                 return 200, "application/zip", archive_of(repo, match["commit"], prefix=prefix, form=match["format"])
         return 404, "text/html", b"<!DOCTYPE html><title>Not found</title>"
+
+    def _large(self, match: re.Match[str], secret: str | None, body: bytes) -> tuple[int, str, bytes]:
+        """Answer Git LFS: where its files are, and one of them."""
+        _, tokens = self._repos[match["name"]]
+        if tokens and secret not in tokens:
+            return 401, _LFS_TYPE, b"{}"
+        if match["oid"] != "batch":
+            return 200, "application/octet-stream", self.large[match["oid"]]
+        objects = []
+        for each in json.loads(body)["objects"]:
+            oid = each["oid"]
+            place = {"href": f"{self.url}/{match['name']}.git/info/lfs/objects/{oid}"}
+            known = {"actions": {"download": place}} if oid in self.large else {"error": {"code": 404, "message": "no"}}
+            objects.append({"oid": oid, "size": each["size"], **known})
+        return 200, _LFS_TYPE, json.dumps({"transfer": "basic", "objects": objects}).encode()
 
 
 def _upload_pack(repo: Path, args: list[str], protocol: str, stdin: bytes = b"") -> bytes:

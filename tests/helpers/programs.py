@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Program", "wait_for_end"]
+__all__ = ["Program", "processes_with", "wait_for_end"]
 
 # Far above what anything takes here, so that only a hang meets it.
 DEADLINE_S = 60.0
@@ -100,6 +100,19 @@ class Program:
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             os.close(pidfd)
         self._known.clear()
+
+
+def processes_with(variable: str) -> list[int]:
+    """Return the processes that were started with `NAME=value` in their environment, by whomever."""
+    mark = os.fsencode(variable)
+    return [int(place.name) for place in Path("/proc").glob("[0-9]*") if mark in _variables_of(place)]
+
+
+def _variables_of(process: Path) -> list[bytes]:
+    try:
+        return (process / "environ").read_bytes().split(b"\0")
+    except OSError:  # it has ended, or is somebody else's
+        return []
 
 
 def wait_for_end(pid: int) -> None:
