@@ -40,12 +40,11 @@ Match User git
 
 def has_sshd() -> bool:
     """Tell whether there is all that it takes, and it starts."""
-    if None in (
-        find_program("sshd"),
-        find_program("ssh"),
-        find_program("ssh-keygen"),
-        find_library("libnss_wrapper.so"),
-    ):
+    ssh, keygen = find_program("ssh"), find_program("ssh-keygen")
+    if None in {ssh, keygen, find_program("sshd"), find_library("libnss_wrapper.so")}:
+        return False
+    # Brought from Debian, they may lack libraries here.
+    if subprocess.run([str(ssh), "-V"], check=False, capture_output=True).returncode != 0:
         return False
     with SshServer() as server:
         return server.log(["-t"]) == ""
