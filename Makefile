@@ -55,6 +55,7 @@ types: $(VENV)/.installed-dev ## mypy, on the package and on the public API as a
 	@$(BIN)/mypy isohub $(wildcard tests/typing)
 
 tests: $(VENV)/.installed-dev ## All tests, the slow ones too [PYTEST_ARGS="-n 2 --dist loadfile"]
+	@tools/get_test_programs.sh $(VENV)/programs
 	@echo '-- pytest'
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 

@@ -7,6 +7,9 @@ Talking to another machine is the exception, and only that: there the user's own
 credential helpers, ssh, proxies and certificates. A token of the environment goes before these; it is handed
 on by a variable, since anybody can read the arguments of a program, and as a credential, which git gives to
 the named host alone.
+
+Such a git may wait for a server without end, so it must not outlive this process, not even one that is killed:
+a shell holds it on a leash, a pipe whose other end is here, and kills it with its helpers when that end closes.
 """
 
 from __future__ import annotations
@@ -16,7 +19,8 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
@@ -61,6 +65,14 @@ _KEPT_FOR_REMOTES = re.compile(
     r"GIT_(ASKPASS|SSH|SSH_COMMAND|SSH_VARIANT|SSL_\w+|HTTP_\w+|PROXY_\w+|CONFIG_(GLOBAL|SYSTEM|NOSYSTEM|COUNT|KEY_\d+|"
     r"VALUE_\d+)|TRACE\w*)"
 )
+# `$0` is the pipe, `$@` git. The watcher is waited for, since not every container has someone who does it later.
+_LEASH = """
+{ read -r _ <"$0"; kill -KILL 0; } &
+"$@"
+status=$?
+{ kill -KILL $!; wait $!; } 2>/dev/null
+exit $status
+"""
 _TOKEN_VARIABLE = "ISOHUB_GIT_TOKEN"  # noqa: S105 - the name of a variable
 
 
@@ -110,8 +122,7 @@ def run(
         GitError: It failed or took too long.
         FetchError: There is no `git` program.
     """
-    process = _start(args, cwd, _environment() if remote is None else _environment_for(remote), stdout)
-    with process:
+    with _started(args, cwd, remote, stdout) as process:
         try:
             printed, stderr = process.communicate(stdin, timeout=timeout_s)
         except subprocess.TimeoutExpired as error:
@@ -129,29 +140,81 @@ def run(
 def unreadable(url: str, error: GitError) -> FetchError:
     """Return the error for a repository that git cannot read: unreachable, if git says that nobody answered."""
     kind = UnreachableError if _NO_ANSWER.search(error.stderr) else FetchError
-    return kind(f"Cannot read {url}: {error}", url=url)
+    return kind(f"Cannot read {url}: {_meaning(url, error.stderr)}{error}", url=url)
+
+
+def _meaning(url: str, stderr: str) -> str:
+    """Return what ssh's refusals mean, and what to do about them, since it would ask and nobody is there to answer."""
+    if not url.startswith("ssh://"):
+        return ""
+    server = urlsplit(url).netloc
+    host, _, port = server.rpartition("@")[2].partition(":")
+    login = f"ssh -T{f' -p {port}' if port else ''} {server.removesuffix(f':{port}')}"
+    if "IDENTIFICATION HAS CHANGED" in stderr:
+        known = f"'[{host}]:{port}'" if port else host
+        return (
+            f"{host} shows another key than the one that ssh knows of it, so it may be another machine. Ask who "
+            f"runs it; if its key was replaced, forget the old one by `ssh-keygen -R {known}`, and see that "
+            f"`{login}` shows the new one. "
+        )
+    if "Host key verification failed" in stderr or "host key is known" in stderr:
+        return (
+            f"ssh does not know {host}, and nobody is asked here whether its key is right. Log in once by `{login}`, "
+            "compare the key that it shows, and say yes. "
+        )
+    if "Permission denied (" in stderr:
+        return (
+            f"{host} lets none of your keys in. See that `{login}` works without a question: give the host your public "
+            "key, name the private one in ~/.ssh/config, and let ssh-agent hold it if it has a passphrase. "
+        )
+    return ""
+
+
+@contextmanager
+def _started(
+    args: Sequence[str], cwd: Path | None, remote: str | None, stdout: IO[bytes] | None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start git for the body, on a leash if it talks to another machine."""
+    if remote is None:
+        with _start(["git", *_arguments(args)], cwd, _environment(), stdout) as process:
+            yield process
+        return
+    watched, held = os.pipe()
+    try:
+        try:
+            command = ["/bin/sh", "-c", _LEASH, f"/proc/self/fd/{watched}", "git", *_arguments(args)]
+            process = _start(command, cwd, _environment_for(remote), stdout, pass_fds=(watched,))
+        finally:
+            os.close(watched)
+        with process:
+            yield process
+    finally:
+        os.close(held)
 
 
 def _start(
-    args: Sequence[str], cwd: Path | None, environment: dict[str, str], stdout: IO[bytes] | None
+    command: list[str],
+    cwd: Path | None,
+    environment: dict[str, str],
+    stdout: IO[bytes] | None,
+    pass_fds: tuple[int, ...] = (),
 ) -> subprocess.Popen[bytes]:
-    settings = [part for setting in _SETTINGS for part in ("-c", setting)]
-    try:
-        return subprocess.Popen(
-            ["git", *settings, *args],
-            cwd=cwd,
-            env=environment,
-            stdin=subprocess.PIPE,  # and not the user's terminal: nobody is asked for a password
-            stdout=subprocess.PIPE if stdout is None else stdout,
-            stderr=subprocess.PIPE,
-            start_new_session=True,  # so that its helpers (upload-pack, index-pack) can be killed with it
-        )
-    except FileNotFoundError as error:
-        if cwd is not None and not cwd.is_dir():
-            raise
-        raise FetchError(
-            "The git program was not found on PATH. Install git, or load a plain folder (a pathlib.Path)"
-        ) from error
+    if not is_installed():
+        raise FetchError("The git program was not found on PATH. Install git, or load a plain folder (a pathlib.Path)")
+    return subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=environment,
+        stdin=subprocess.PIPE,  # and not the user's terminal: nobody is asked for a password
+        stdout=subprocess.PIPE if stdout is None else stdout,
+        stderr=subprocess.PIPE,
+        pass_fds=pass_fds,
+        start_new_session=True,  # so that its helpers (upload-pack, index-pack) can be killed with it
+    )
+
+
+def _arguments(args: Sequence[str]) -> list[str]:
+    return [*(part for setting in _SETTINGS for part in ("-c", setting)), *args]
 
 
 def _environment() -> dict[str, str]:

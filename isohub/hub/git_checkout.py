@@ -201,7 +201,8 @@ def resolve_pointers(url: str, files: Path, found: tuple[str, ...], scratch: Pat
     git.run(["init", "--quiet", "--bare", "--template=", "--", str(store)])
     # The repository's own .lfsconfig could name another server: this setting goes before it.
     server = f"lfs.url={url.removesuffix('.git')}.git/info/lfs"
-    smudge = ["-c", server, f"--git-dir={store}", "lfs", "smudge"]
+    # Of its own accord it tries eight times, for half a minute a file.
+    smudge = ["-c", server, "-c", "lfs.transfer.maxRetries=2", f"--git-dir={store}", "lfs", "smudge"]
     return tuple(path for path in found if not _resolve_pointer(smudge, url, files / path, scratch / "content"))
 
 

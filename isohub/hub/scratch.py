@@ -3,7 +3,8 @@
 Note [guards]: every folder `<name>` has a file `<name>.lock` beside it, on which its maker holds a flock.
 The kernel lets go of it when the maker dies, so a guard that can be taken marks a folder that nobody will
 ever finish: whoever makes the next folder removes it. Making and sweeping exclude each other by one more
-lock, or a sweep could take a guard in the instant between its creation and its first hold.
+lock, or a sweep could take a guard in the instant between its creation and its first hold. A folder without
+a guard was removed before, and made again by a program that its maker had started and that outlived it.
 """
 
 from __future__ import annotations
@@ -51,7 +52,10 @@ def sweep(parent: Path, *, dry_run: bool = False) -> list[Path]:
 
 
 def _sweep(parent: Path, *, dry_run: bool = False) -> list[Path]:
-    found = []
+    found = [path for path in parent.iterdir() if path.is_dir() and not _guard_of(path).exists()]
+    if not dry_run:
+        for path in found:
+            tree.remove(path)
     for path in parent.glob("*.lock"):
         guard = FileLock(path)
         try:

@@ -7,19 +7,23 @@
         isohub.load("owner/name:v1", "entry", git_host=host.url)
         assert host.count() == 2                           # refs, and an archive
 
-It can also misbehave: `host.misbehave("archive", status=500, times=2)`, see there.
+It can also misbehave: `host.misbehave("archive", status=500, times=2)`, see there; or by a plan, `host.plan`.
 """
 
 from __future__ import annotations
 
 import base64
 import gzip
+import hashlib
+import json
 import os
+import queue
 import re
 import ssl
 import subprocess
 import threading
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -35,17 +39,20 @@ ARCHIVE_URLS = {
     "bitbucket": r"/(?P<name>[^/]+/[^/]+)/get/(?P<commit>[^/]+)\.(?P<format>zip|tar\.gz)",
     "gitee": r"/(?P<name>[^/]+/[^/]+)/repository/archive/(?P<commit>[^/]+)\.(?P<format>zip)",
 }
+_LFS = re.compile(r"/(?P<name>.+?)\.git/info/lfs/objects/(?P<oid>batch|[0-9a-f]{64})")
+_LFS_TYPE = "application/vnd.git-lfs+json"
 _GIT = re.compile(r"/(?P<name>.+?)(?:\.git)?/(?P<service>info/refs|git-upload-pack)")
 
 
 @dataclass(frozen=True)
 class Request:
-    """One request that came, and the status that it was answered with."""
+    """One request that came, the status that it was answered with, and whether all of the answer was sent."""
 
     method: str
     path: str
     headers: Mapping[str, str]
     status: int
+    is_whole: bool = True
 
     @property
     def secret(self) -> str | None:
@@ -65,6 +72,8 @@ class Misbehaviour:
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes | None = None
     cut_at: int | None = None
+    hold_at: int | None = None
+    held: queue.SimpleQueue[Request] = field(default_factory=queue.SimpleQueue)
     change: Callable[[bytes], bytes] | None = None
     redirect: str | None = None
     wait_for: threading.Event | None = None
@@ -120,15 +129,30 @@ class GitHost:
     Args:
         makes: Whose archive URLs it has: names in `ARCHIVE_URLS`.
         certificate: Speak https with this one; None for plain http.
+        address: One of this machine's own.
+
+    Attributes:
+        requests: Those that came, in their order.
+        large: What Git LFS is given, by its SHA-256; see `keep_large`.
+        plan: Says, for a path and how often that was asked for before, what to do in place of an answer.
     """
 
-    def __init__(self, makes: tuple[str, ...] = ("github",), *, certificate: Certificate | None = None) -> None:
+    def __init__(
+        self,
+        makes: tuple[str, ...] = ("github",),
+        *,
+        certificate: Certificate | None = None,
+        address: str = "127.0.0.1",
+    ) -> None:
         self.makes = makes
         self.requests: list[Request] = []
-        self._repos: dict[str, tuple[Path, str | None]] = {}
+        self.plan: Callable[[str, int], Misbehaviour | None] | None = None
+        self.large: dict[str, bytes] = {}
+        self._asked: Counter[str] = Counter()
+        self._repos: dict[str, tuple[Path, Collection[str]]] = {}
         self._misbehaviours: list[Misbehaviour] = []
         self._lock = threading.Lock()
-        self._server = _Server(("127.0.0.1", 0), _handler_of(self))
+        self._server = _Server((address, 0), _handler_of(self))
         self._scheme = "http"
         if certificate is not None:
             self._scheme = "https"
@@ -152,16 +176,22 @@ class GitHost:
     @property
     def name(self) -> str:
         """Its address with the port, such as `127.0.0.1:4711`."""
-        return f"127.0.0.1:{self._server.server_address[1]}"
+        return "{}:{}".format(*self._server.server_address)
 
     @property
     def url(self) -> str:
         """The beginning of its URLs."""
         return f"{self._scheme}://{self.name}"
 
-    def add(self, name: str, repo: Path, *, token: str | None = None) -> None:
-        """Have a repository under `owner/name`; with a token only for whoever sends that."""
-        self._repos[name] = (repo, token)
+    def add(self, name: str, repo: Path, *, token: str | Collection[str] = ()) -> None:
+        """Have a repository under `owner/name`; with a token, or some, only for whoever sends one of them."""
+        self._repos[name] = (repo, {token} if isinstance(token, str) else token)
+
+    def keep_large(self, content: bytes) -> str:
+        """Keep a file for Git LFS, and return the pointer that stands for it."""
+        oid = hashlib.sha256(content).hexdigest()
+        self.large[oid] = content
+        return f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {len(content)}\n"
 
     def misbehave(self, pattern: str, **how: Any) -> Misbehaviour:
         """Misbehave on requests whose path has `pattern` (a regular expression) in it.
@@ -169,8 +199,9 @@ class GitHost:
         Args:
             pattern: Part of the path and query.
             **how: `status` and `headers` of the answer, its `body`; `cut_at`: send so many bytes of the whole
-                and hang up; `change`: a function of the body; `redirect`: a URL, where `{path}` is the path;
-                `wait_for`: an event; `times`: how often.
+                and hang up; `hold_at`: send so many, put the request into `held`, and wait; `change`: a
+                function of the body; `redirect`: a URL, where `{path}` is the path; `wait_for`: an event that
+                is waited for, there or before anything is sent; `times`: how often.
         """
         made = Misbehaviour(pattern, **how)
         with self._lock:
@@ -191,6 +222,7 @@ class GitHost:
         """Count from zero."""
         with self._lock:
             self.requests.clear()
+            self._asked.clear()
 
     # ------------------------------------------------------------------------------------ the handler's side
 
@@ -200,6 +232,9 @@ class GitHost:
 
     def misbehaviour(self, path: str) -> Misbehaviour | None:
         with self._lock:
+            if self.plan is not None:
+                self._asked[path] += 1
+                return self.plan(path, self._asked[path] - 1)
             for each in self._misbehaviours:
                 if each.times > 0 and re.search(each.pattern, path):
                     each.times -= 1
@@ -210,9 +245,11 @@ class GitHost:
         """Return status, content type and body of the honest answer."""
         secret = Request(method, path, headers, 0).secret
         place = urlsplit(path).path
+        if match := _LFS.fullmatch(place):
+            return self._large(match, secret, body)
         if match := _GIT.fullmatch(place):
-            repo, token = self._repos.get(match["name"], (None, None))
-            if repo is None or token not in {None, secret}:
+            repo, tokens = self._repos.get(match["name"], (None, ()))
+            if repo is None or (tokens and secret not in tokens):
                 return 401, "text/plain", b"Repository not found.\n"
             protocol = headers.get("Git-Protocol", "")
             if match["service"] == "info/refs":
@@ -222,12 +259,27 @@ class GitHost:
             return 200, "application/x-git-upload-pack-result", _upload_pack(repo, [], protocol, body)
         for make in self.makes:
             if match := re.fullmatch(ARCHIVE_URLS[make], place):
-                repo, token = self._repos.get(match["name"], (None, None))
-                if repo is None or token not in {None, secret}:
+                repo, tokens = self._repos.get(match["name"], (None, ()))
+                if repo is None or (tokens and secret not in tokens):
                     break
                 prefix = f"{match['name'].rpartition('/')[2]}-{match['commit']}"
                 return 200, "application/zip", archive_of(repo, match["commit"], prefix=prefix, form=match["format"])
         return 404, "text/html", b"<!DOCTYPE html><title>Not found</title>"
+
+    def _large(self, match: re.Match[str], secret: str | None, body: bytes) -> tuple[int, str, bytes]:
+        """Answer Git LFS: where its files are, and one of them."""
+        _, tokens = self._repos[match["name"]]
+        if tokens and secret not in tokens:
+            return 401, _LFS_TYPE, b"{}"
+        if match["oid"] != "batch":
+            return 200, "application/octet-stream", self.large[match["oid"]]
+        objects = []
+        for each in json.loads(body)["objects"]:
+            oid = each["oid"]
+            place = {"href": f"{self.url}/{match['name']}.git/info/lfs/objects/{oid}"}
+            known = {"actions": {"download": place}} if oid in self.large else {"error": {"code": 404, "message": "no"}}
+            objects.append({"oid": oid, "size": each["size"], **known})
+        return 200, _LFS_TYPE, json.dumps({"transfer": "basic", "objects": objects}).encode()
 
 
 def _upload_pack(repo: Path, args: list[str], protocol: str, stdin: bytes = b"") -> bytes:
@@ -277,10 +329,10 @@ def _handler_of(host: GitHost) -> type[BaseHTTPRequestHandler]:
         def _serve(self, body: bytes) -> None:
             headers = {name.title(): value for name, value in self.headers.items()}
             how = host.misbehaviour(self.path) or Misbehaviour("")
-            if how.wait_for is not None:
+            if how.wait_for is not None and how.hold_at is None:
                 how.wait_for.wait(30)
             if how.redirect is not None:
-                self._send(headers, how.status or 302, {"Location": how.redirect.format(path=self.path)}, b"")
+                self._send(headers, how.status or 302, {"Location": how.redirect.format(path=self.path)}, b"", how)
                 return
             status, kind, content = 200, "text/plain", how.body or b""
             if how.body is None and how.status is None:
@@ -288,19 +340,25 @@ def _handler_of(host: GitHost) -> type[BaseHTTPRequestHandler]:
             if how.change is not None:
                 content = how.change(content)
             extra = {"WWW-Authenticate": 'Basic realm="git"'} if status == 401 else {}
-            self._send(
-                headers, how.status or status, {"Content-Type": kind, **extra, **how.headers}, content, how.cut_at
-            )
+            self._send(headers, how.status or status, {"Content-Type": kind, **extra, **how.headers}, content, how)
 
         def _send(
-            self, asked: dict[str, str], status: int, headers: dict[str, str], body: bytes, cut_at: int | None = None
+            self, asked: dict[str, str], status: int, headers: dict[str, str], body: bytes, how: Misbehaviour
         ) -> None:
-            host.note(Request(self.command, self.path, asked, status))  # before the client can go on
+            sent = body[: how.cut_at]
+            request = Request(self.command, self.path, asked, status, is_whole=sent == body)
+            host.note(request)  # before the client can go on
             self.send_response(status)
             for name, value in {"Content-Length": str(len(body)), **headers}.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(body[:cut_at])
+            if how.hold_at is not None:
+                self.wfile.write(sent[: how.hold_at])
+                sent = sent[how.hold_at :]
+                how.held.put(request)
+                assert how.wait_for is not None
+                how.wait_for.wait(60)
+            self.wfile.write(sent)
 
         def log_message(self, format: str, *args: object) -> None:
             pass

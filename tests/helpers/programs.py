@@ -10,11 +10,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Program", "wait_for_end"]
+__all__ = ["Program", "processes_with", "wait_for_end"]
 
 # Far above what anything takes here, so that only a hang meets it.
 DEADLINE_S = 60.0
@@ -27,9 +27,12 @@ class Program:
         arguments: What follows `python` on the command line.
         temporary: A folder of its own for temporary files.
         script: Text for its stdin.
+        variables: More of its environment.
     """
 
-    def __init__(self, arguments: list[str], temporary: Path, script: str = "") -> None:
+    def __init__(
+        self, arguments: list[str], temporary: Path, script: str = "", *, variables: Mapping[str, str] | None = None
+    ) -> None:
         temporary.mkdir(exist_ok=True)
         self.temporary = temporary
         self._known: dict[int, int] = {}
@@ -39,7 +42,7 @@ class Program:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "TMPDIR": str(temporary)},
+            env={**os.environ, "TMPDIR": str(temporary), **(variables or {})},
             cwd=temporary,
             start_new_session=True,
         )
@@ -97,6 +100,19 @@ class Program:
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             os.close(pidfd)
         self._known.clear()
+
+
+def processes_with(variable: str) -> list[int]:
+    """Return the processes that were started with `NAME=value` in their environment, by whomever."""
+    mark = os.fsencode(variable)
+    return [int(place.name) for place in Path("/proc").glob("[0-9]*") if mark in _variables_of(place)]
+
+
+def _variables_of(process: Path) -> list[bytes]:
+    try:
+        return (process / "environ").read_bytes().split(b"\0")
+    except OSError:  # it has ended, or is somebody else's
+        return []
 
 
 def wait_for_end(pid: int) -> None:

@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,9 @@ from isohub.hub.fetch import fetch
 from isohub.hub.resolve import resolve
 from isohub.refs import RepoRef
 from tests.helpers.githost import GitHost
+from tests.helpers.programs import processes_with
 from tests.helpers.repos import git
+from tests.helpers.waiting import until
 from tests.hosts.conftest import load, version
 
 # ----------------------------------------------------------------------------------------- 1. one download
@@ -196,10 +197,7 @@ def test_processes_in_trouble(host: GitHost, cache: Cache) -> None:
     victim, *others = children
     victim.stdin.write("\n")
     victim.stdin.flush()
-    deadline = time.monotonic() + 30
-    while stuck.times > 0:  # until its request is there, and held
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: stuck.times == 0)  # its request is there, and held
     victim.kill()
     victim.communicate()
     host.misbehave("archive", cut_at=100, times=2)
@@ -215,3 +213,28 @@ def test_processes_in_trouble(host: GitHost, cache: Cache) -> None:
     assert printed == [str(expected)] * 3
     assert [child.returncode for child in others] == [0] * 3
     assert len(list((cache.root / "checkouts").glob("*/*/*/*/isohub.json"))) == 3
+
+
+def test_git_ends_with_its_program(host: GitHost, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A git that waits for a server ends when the program that started it is killed, and what it left is swept."""
+    monkeypatch.setattr(host, "makes", ())
+    monkeypatch.setenv("ISOHUB_TEST_MARK", str(cache.root))
+    held = threading.Event()
+    stuck = host.misbehave("/git-upload-pack$", hold_at=100, wait_for=held)
+    child = subprocess.Popen(
+        [sys.executable, "-c", _LOADS, host.url, str(cache.root)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
+    with child:
+        child.stdin.write(b"\n")
+        child.stdin.flush()
+        stuck.held.get(timeout=30)
+        assert len(processes_with(f"ISOHUB_TEST_MARK={cache.root}")) > 1
+        child.kill()
+    assert len(list((cache.root / "tmp").iterdir())) > 1
+
+    until(lambda: not processes_with(f"ISOHUB_TEST_MARK={cache.root}"))
+    host.behave()
+    held.set()
+
+    assert version(load(host, "owner/name:v1", cache)) == "VERSION = 1"
+    assert [path.name for path in (cache.root / "tmp").iterdir()] == ["sweep"]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ import torch
 import isohub
 from tests.helpers.repos import make_repo, url
 from tests.helpers.same import raw
+from tests.helpers.waiting import until
 
 REPO = """
     import torch
@@ -310,8 +310,9 @@ def test_memory_is_freed_with_the_model(repo: str, forkserver: int):
     assert worker.weights_nbytes >= kept_bytes + 50 * MIB
     assert _shared_bytes(pid) >= 50 * MIB
     del model
+    gc.collect()
 
-    _wait_until(lambda: worker.weights_nbytes == kept_bytes and _shared_bytes(pid) < 40 * MIB)
+    until(lambda: worker.weights_nbytes == kept_bytes and _shared_bytes(pid) < 40 * MIB)
     assert torch.equal(torch.zeros(3), other.seen)
 
 
@@ -374,12 +375,3 @@ def _private_bytes(pid: str) -> int:
 def _shared_bytes(pid: str) -> int:
     """Return how much of shared memory the process has in use."""
     return int(re.search(r"^RssShmem:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)[1]) * 1024
-
-
-def _wait_until(holds: Callable[[], bool], within_s: float = 20.0) -> None:
-    # Release is the background thread's work; there is no event of it to wait for.
-    deadline = time.monotonic() + within_s
-    while not holds():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        gc.collect()
-        time.sleep(0.01)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import gc
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 import isohub
 from isohub.errors import LocalProtocolError
 from tests.helpers.repos import make_repo, url
+from tests.helpers.waiting import until
 
 REPO = """
     import types
@@ -317,10 +317,10 @@ def test_object_dies_with_its_proxy(repo: str, forkserver: int):
     things.clear()
     gc.collect()
 
-    _wait_until(lambda: isohub.load(repo, "live") == 1)
+    until(lambda: isohub.load(repo, "live") == 1)
     assert method() == 1
     method = None
-    _wait_until(lambda: isohub.load(repo, "live") == 0)
+    until(lambda: isohub.load(repo, "live") == 0)
 
 
 def test_object_sent_again_outlives_its_first_proxy(repo: str, forkserver: int):
@@ -350,11 +350,3 @@ def test_proxy_cannot_be_copied(repo: str, shelf: Any, duplicate: Callable[[Any]
     """Copying a proxy is refused with a text that says why."""
     with pytest.raises(LocalProtocolError, match="cannot be copied; pass it as an argument"):
         duplicate(shelf)
-
-
-def _wait_until(holds: Callable[[], bool], within_s: float = 20.0) -> None:
-    # Release is the background thread's work; there is no event of it to wait for.
-    deadline = time.monotonic() + within_s
-    while not holds():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)

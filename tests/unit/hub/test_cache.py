@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 
 from isohub.errors import FetchError
-from isohub.hub import tree
+from isohub.hub import scratch, tree
 from isohub.hub.cache import Cache, hub_dir
 from isohub.hub.checkout import Resolved
 from isohub.refs import RepoRef
@@ -280,3 +280,16 @@ def test_a_folder_in_use_is_not_swept(cache: Cache) -> None:
         assert (mine / "file").exists()
 
     assert unfinished(cache) == []
+
+
+def test_a_folder_that_came_back_is_swept(cache: Cache) -> None:
+    """A temporary folder that a program made again after it was removed, so that nobody guards it, is removed."""
+    with cache.scratch() as gone:
+        pass
+    (gone / "git" / "objects").mkdir(parents=True)
+    assert scratch.sweep(cache.root / "tmp", dry_run=True) == [gone]
+
+    with cache.scratch():
+        pass
+
+    assert not gone.exists()

@@ -11,14 +11,12 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from isohub.errors import FetchError, HashMismatchError, UnreachableError
-from isohub.hub import download
 from isohub.hub.download import bring, download_url_to_file
 from isohub.hub.partial import Downloaded
 from tests.helpers.fileserver import FileServer, file_server
@@ -27,17 +25,7 @@ from tests.helpers.waiting import until
 BODY = bytes(range(256)) * 2000
 SHA256 = hashlib.sha256(BODY).hexdigest()
 
-
-@pytest.fixture
-def server() -> Iterator[FileServer]:
-    with file_server() as server:
-        yield server
-
-
-@pytest.fixture(autouse=True)
-def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait for next to nothing between two tries."""
-    monkeypatch.setattr(download, "_BACKOFF_S", 0.001)
+pytestmark = pytest.mark.usefixtures("hurry")
 
 
 def test_signature_is_that_of_torch_hub() -> None:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -22,17 +22,11 @@ from isohub.hub.leases import Lease
 from isohub.hub.resolve import resolve
 from isohub.hub.weight_store import WeightStore
 from isohub.refs import RepoRef
-from tests.helpers.fileserver import FileServer, file_server
+from tests.helpers.fileserver import FileServer
 from tests.unit.hub.conftest import GitRepository
 
 COMMIT, OTHER = "0123456789abcdef0123456789abcdef01234567", "0123" + "89abcdef" * 4 + "0123"
 DAY = 86_400
-
-
-@pytest.fixture
-def server() -> Iterator[FileServer]:
-    with file_server() as server:
-        yield server
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from isohub.hub.lock import Lock, LockedRepo, LockedWeights, current_lock, unloc
 from isohub.hub.resolve import resolve
 from isohub.hub.weights import fetch_weights
 from isohub.refs import RepoRef
-from tests.helpers.fileserver import FileServer, file_server
+from tests.helpers.fileserver import FileServer
 from tests.unit.hub.conftest import GitRepository
 
 COMMIT, OTHER = "0123456789abcdef0123456789abcdef01234567", "89abcdef" * 5
@@ -42,12 +42,6 @@ def locked(text: str, commit: str = COMMIT) -> LockedRepo:
 def no_lock(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ISOHUB_LOCK", "ISOHUB_LOCK_WRITE"):
         monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def server() -> Iterator[FileServer]:
-    with file_server() as server:
-        yield server
 
 
 # ------------------------------------------------------------------------------------------------ the file
