@@ -93,7 +93,8 @@ REPO = """
 """
 
 LIES = [
-    "no_outputs", "output_beyond", "output_below", "output_twice", "output_of_integers", "leaf_never_sent", "leaf_below",
+    "no_outputs", "output_beyond", "output_below", "output_twice", "output_of_integers", "leaf_never_sent",
+    "leaf_below",
     "leaf_beyond_its_tree", "number_never_sent", "callback_to_nobody", "callback_to_no_module",
     "callback_without_arguments", "callback_with_keys_that_are_no_names", "callback_in_no_dtype",
     "callback_with_half_a_generator",
