@@ -79,12 +79,20 @@ class RemoteGraph:
 
     Args:
         lease: Of the worker's handle.
+        leaf: Returns the parameter at a place in a tree, given by its handle.
         leaves: What it leads back to: (position in the worker's list, tensor here).
         lost: Whether it leads back to tensors that are gone.
     """
 
-    def __init__(self, lease: Lease, leaves: list[tuple[int, torch.Tensor]], lost: bool) -> None:
+    def __init__(
+        self,
+        lease: Lease,
+        leaf: Callable[[int, int], torch.Tensor | None],
+        leaves: list[tuple[int, torch.Tensor]],
+        lost: bool,
+    ) -> None:
         self._lease = lease
+        self._leaf = leaf
         self._positions = [position for position, _ in leaves]
         self._shapes = [(leaf.shape, leaf.dtype) for _, leaf in leaves]
         self._lost = lost
@@ -118,30 +126,52 @@ class RemoteGraph:
         wanted = [index for index, need in enumerate(needed) if need]
         positions = [self._positions[index] for index in wanted]
         lease = self._lease
-        found = lease.worker.request(
-            "backward", (list(gradients), positions, _keeps_graph()), handle=lease.handle
-        )  # fmt: skip
-        if not isinstance(found, list) or len(found) != len(wanted):
-            raise RemoteProtocolError("not as many gradients as were asked for")
+        answer = lease.worker.request("backward", (list(gradients), positions, _keeps_graph()), handle=lease.handle)
+        match answer:
+            case (list(found), list(others)) if len(found) == len(wanted):
+                self._add(others)
+            case _:
+                raise RemoteProtocolError("not as many gradients as were asked for")
         result: list[torch.Tensor | None] = [None] * len(needed)
         for index, gradient in zip(wanted, found, strict=True):
-            if gradient is None:
-                continue
-            if not isinstance(gradient, torch.Tensor) or (gradient.shape, gradient.dtype) != self._shapes[index]:
-                raise RemoteProtocolError("a gradient that is not of its tensor's shape and dtype")
-            result[index] = gradient
+            result[index] = None if gradient is None else _checked(gradient, *self._shapes[index])
         return result
+
+    def _add(self, others: list[Any]) -> None:
+        """Add gradients of parameters to which no path of the graph leads: reentrant checkpoints have their own."""
+        for other in others:
+            match other:
+                case (int(handle), int(place), gradient):
+                    leaf = self._leaf(handle, place)
+                case _:
+                    raise RemoteProtocolError("a gradient of no parameter")
+            if leaf is not None and leaf.requires_grad:
+                with torch.no_grad():
+                    _checked(gradient, leaf.shape, leaf.dtype)
+                    leaf.grad = gradient if leaf.grad is None else leaf.grad.add_(gradient)
 
 
 class _Computed(torch.autograd.Function):
     """The worker's part of the graph: outputs from leaves."""
 
     @staticmethod
-    def forward(ctx: Any, graph: RemoteGraph, make: Callable[[], list[torch.Tensor]], *_: Any) -> Any:
+    def forward(ctx: Any, graph: RemoteGraph, make: Callable[[], list[torch.Tensor]], anchor: Any, *_: Any) -> Any:
         ctx.graph = graph
+        # A checkpoint around the call runs it once more when something that was saved is asked for.
+        ctx.save_for_backward(anchor)
+        ctx.is_first = True
         ctx.set_materialize_grads(False)
         return tuple(make())
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
+        if ctx.is_first:
+            _ = ctx.saved_tensors
+            ctx.is_first = False
         return None, None, None, *ctx.graph.backward(gradients, ctx.needs_input_grad[3:])
+
+
+def _checked(gradient: Any, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+    if not isinstance(gradient, torch.Tensor) or (gradient.shape, gradient.dtype) != (shape, dtype):
+        raise RemoteProtocolError("a gradient that is not of its tensor's shape and dtype")
+    return gradient

@@ -38,6 +38,7 @@ class ProxyTable:
         self._released: deque[tuple[int, int]] = deque()
         self._mirrors: weakref.WeakValueDictionary[int, IsolatedModule] = weakref.WeakValueDictionary()
         self._numbers = Numbers()
+        self._outputs: dict[tuple[int, int], torch.Tensor] = {}  # of graphs of this exchange: (handle, position)
         self._fresh: list[IsolatedModule] = []  # keeps new roots until the value that names them is made
 
     def ref_of(self, value: object) -> Ref | None:
@@ -71,7 +72,7 @@ class ProxyTable:
         adopted = {place: self._numbers.get(number) for place, number in numbered.items()}
         # Under the caller's inference mode they would be inference tensors, which nobody can write to after it.
         with torch.inference_mode(False):
-            self._fresh.append(tree.update(spec.nodes, tensors, adopted))
+            self._fresh.append(tree.update(spec.nodes, tensors, adopted, parted=spec.parted))
 
     def own_tensors(self, numbered: list[Numbered], tensors: TensorReader) -> None:
         """Have leaves that were sent and come back be the ones that they are here."""
@@ -93,8 +94,10 @@ class ProxyTable:
         lease.receive()
         found = [self._leaf(*leaf) for leaf in graph.leaves]
         leaves = [(position, leaf) for position, leaf in enumerate(found) if leaf is not None and leaf.requires_grad]
-        remote = RemoteGraph(lease, leaves, lost=any(leaf is None for leaf in found))
+        remote = RemoteGraph(lease, self._parameter, leaves, lost=any(leaf is None for leaf in found))
         remote.join(graph, [leaf for _, leaf in leaves], tensors)
+        for position, place in enumerate(graph.outputs):
+            self._outputs[graph.handle, position] = tensors[place]
 
     def call(self, handle: int, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the mirror of a module, with its hooks."""
@@ -103,6 +106,7 @@ class ProxyTable:
     def settled(self) -> None:
         """Know that an exchange is over, with all that was asked within it."""
         self._numbers.settled()
+        self._outputs.clear()
 
     def changes(self) -> list[TreeChange]:
         """Return what was done here to module trees since the worker was last told."""
@@ -169,8 +173,13 @@ class ProxyTable:
         Raises:
             RemoteProtocolError: There never was one.
         """
-        if not handle:
-            return self._numbers.get(place)
+        if handle < 0:
+            if (-handle, place) not in self._outputs:
+                raise RemoteProtocolError(f"a graph that goes on from output {place} of graph {-handle}, which is none")
+            return self._outputs[-handle, place]
+        return self._parameter(handle, place) if handle else self._numbers.get(place)
+
+    def _parameter(self, handle: int, place: int) -> torch.Tensor:
         tree = self._trees.get(handle)
         # Of a module that nobody here holds any more nobody can see a gradient.
         return _UNSEEN if tree is None else tree.tensor(place)

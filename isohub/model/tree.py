@@ -64,13 +64,13 @@ class Tree:
         """Return the mirror of the module at `path`, if it is alive."""
         return self._mirrors.get(path)
 
-    def home_of(self, mirror: IsolatedModule, path: str) -> dict[str, Any]:
+    def home_of(self, mirror: IsolatedModule, path: str, *, parted: bool = False) -> dict[str, Any]:
         """Return the members of a mirror that say where it lives: here, unless it is in another tree already.
 
         A slice of a container is a tree of its own, made of modules of another.
         """
         home = mirror._isohub_tree
-        if home is not self and home.mirror(mirror._isohub_path) is mirror:
+        if not parted and home is not self and home.mirror(mirror._isohub_path) is mirror:
             return {}
         return {"_isohub_lease": self.lease, "_isohub_tree": self, "_isohub_path": path}
 
@@ -139,7 +139,12 @@ class Tree:
         self._hooked = self._hooked_now
 
     def update(
-        self, nodes: list[ModuleNode], tensors: TensorReader, adopted: dict[int, torch.Tensor | None]
+        self,
+        nodes: list[ModuleNode],
+        tensors: TensorReader,
+        adopted: dict[int, torch.Tensor | None],
+        *,
+        parted: bool = False,
     ) -> IsolatedModule:
         """Make the mirror what `nodes` say, keeping every module and parameter that stays; return the root.
 
@@ -148,11 +153,12 @@ class Tree:
             tensors: The payload's.
             adopted: Parameters of this program that are now in the tree, by place among the tensors; None for
                 one that is gone.
+            parted: Whether its modules have just left the tree in which they were.
 
         Raises:
             RemoteProtocolError: The nodes are no tree.
         """
-        return _Update(self, nodes, tensors, adopted).root()
+        return _Update(self, nodes, tensors, adopted, parted).root()
 
     def _mirror_for(self, path: str, node: ModuleNode) -> IsolatedModule:
         """Return the mirror that there is, as it was before, or else a new one, which the tree does not know yet."""
@@ -165,9 +171,15 @@ class _Update:
     """One pass over the nodes of a tree. Nothing changes until all of them have turned out to make sense."""
 
     def __init__(
-        self, tree: Tree, nodes: list[ModuleNode], tensors: TensorReader, adopted: dict[int, torch.Tensor | None]
+        self,
+        tree: Tree,
+        nodes: list[ModuleNode],
+        tensors: TensorReader,
+        adopted: dict[int, torch.Tensor | None],
+        parted: bool,
     ) -> None:
         self._tree = tree
+        self._parted = parted
         self._adopted = adopted
         self._nodes = nodes
         self._tensors = tensors
@@ -234,7 +246,7 @@ class _Update:
         if height > MAX_TREE_DEPTH + 1 or size > MAX_TREE_SIZE:
             raise RemoteProtocolError(f"a module tree of {size} places, {height} deep")
         members = {
-            **self._tree.home_of(mirror, path),
+            **self._tree.home_of(mirror, path, parted=self._parted),
             "_isohub_node": node,
             "_version": node.version,
             "training": node.training,

@@ -27,12 +27,16 @@ class Arena:
 
     Args:
         grow: Returns a new segment of at least that many bytes. It may ask the other process for it.
+
+    Attributes:
+        placed: Blocks that were written before it was clear whether they are sent, by address.
     """
 
     def __init__(self, grow: Callable[[int], Segment]) -> None:
         self._grow = grow
         self._segments: dict[int, Segment] = {}
         self._free: dict[int, list[tuple[int, int]]] = {}  # by segment: (offset, nbytes), by offset
+        self.placed: dict[int, Block] = {}
         self._used: dict[tuple[int, int], int] = {}  # (segment, offset) -> nbytes
 
     def __repr__(self) -> str:

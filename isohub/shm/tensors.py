@@ -27,8 +27,8 @@ from isohub.wire.specs import (
 )
 
 __all__ = [
-    "Residents", "TensorReader", "TensorWriter", "Watch", "bytes_of", "dtype_named", "name_of_dtype", "storage_over",
-    "tensor_over", "why_not",
+    "Residents", "TensorReader", "TensorWriter", "Watch", "bytes_of", "dtype_named", "is_dense", "name_of_dtype",
+    "storage_over", "tensor_over", "why_not",
 ]  # fmt: skip
 
 _NAMES: dict[torch.dtype, str] = {
@@ -83,6 +83,17 @@ def _has_memory(tensor: torch.Tensor) -> bool:
 def bytes_of(tensor: torch.Tensor) -> bytes:
     """Return a copy of the bytes of a contiguous tensor; without NumPy, which torch does not need either."""
     return ctypes.string_at(tensor.data_ptr(), tensor.numel() * tensor.itemsize) if tensor.numel() else b""
+
+
+def is_dense(tensor: torch.Tensor) -> bool:
+    """Return whether the elements fill a piece of memory without holes and overlaps, in whatever order."""
+    end = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1:
+            if stride != end:
+                return False
+            end *= size
+    return tensor.is_cpu and tensor.numel() > 0
 
 
 def storage_over(view: memoryview) -> torch.UntypedStorage:
@@ -201,6 +212,7 @@ class TensorWriter:
         for address, members in shared.items():
             storage = self._tensors[members[0]].untyped_storage()
             block = self._residents.find(address, storage.nbytes()) if self._residents else None
+            block = block or self._arena.placed.pop(address, None)
             if block is None:
                 pieces += _pieces(address, [(*_span(self._tensors[index]), index) for index in members])
                 continue

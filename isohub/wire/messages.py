@@ -82,8 +82,9 @@ class Graph(Struct, array_like=True, frozen=True):
     Attributes:
         handle: Number of the graph among the worker's objects.
         outputs: Places in `Payload.tensors` of those that it computed.
-        leaves: What it leads back to: (0, number) of a tensor that the parent has sent, or (handle, place)
-            of a parameter or buffer in a module tree, counted as in `ModuleSpec`.
+        leaves: What it leads back to: (0, number) of a tensor that the parent has sent, (handle, place) of a
+            parameter or buffer in a module tree, counted as in `ModuleSpec`, or (-handle, position) of an output
+            of an earlier graph of the same exchange.
     """
 
     handle: int

@@ -7,11 +7,14 @@ this leads back to; the parent makes one node of it, which asks for `backward`.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from isohub.shm.tensors import tensor_over
@@ -20,6 +23,8 @@ from isohub.worker.objects import Objects
 
 __all__ = ["Graphs"]
 
+# In the metadata of a node: the graph that it is counted in.
+_GRAPH = "isohub"
 _UNKNOWN: tuple[Callable[[], torch.Tensor | None], int, int] = (lambda: None, 0, 0)
 
 
@@ -32,6 +37,8 @@ class Graphs:
 
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
+        # Outputs of graphs of this exchange: (node, which of its outputs) -> (-handle of the graph, position).
+        self._borders: dict[tuple[Any, int], tuple[int, int]] = {}
         # By id of the tensor: itself, its number, and its version when it came.
         self._numbers: dict[int, tuple[weakref.ref[torch.Tensor], int, int]] = {}
 
@@ -77,16 +84,49 @@ class Graphs:
         if not outputs:
             return None
         edges = [get_gradient_edge(tensor) for _, tensor in outputs]
-        leaves, names, hidden = [], [], []
-        for leaf in _leaves(edge.node for edge in edges):
-            name = self._name(leaf)
-            if name is None:
-                hidden.append(leaf)
-            else:
-                leaves.append(leaf)
-                names.append(name)
-        handle = self._objects.export(_Graph(edges, leaves, hidden))
+        graph = _Graph(edges if _takes_edges() else [tensor for _, tensor in outputs])
+        names = self._walk(graph, edges)
+        handle = self._objects.export(graph)
+        for index, edge in enumerate(edges):
+            self._borders.setdefault((edge.node, edge.output_nr), (-handle, index))
         return Graph(handle, [place for place, _ in outputs], names)
+
+    def settled(self) -> None:
+        """Know that an exchange is over, with all that was asked within it."""
+        self._borders.clear()
+
+    def _walk(self, graph: _Graph, edges: list[GradientEdge]) -> list[tuple[int, int]]:
+        """Find what a graph leads back to, and return the names of that."""
+        names: list[tuple[int, int]] = []
+        # A node's Python object is the same only while somebody has it.
+        seen: set[Any] = set()
+        met: set[Any] = set()
+        ahead = [(edge.node, edge.output_nr) for edge in edges]
+        while ahead:
+            edge = ahead.pop()
+            border = self._borders.get(edge)
+            if border is not None:
+                if edge not in met:
+                    met.add(edge)
+                    names.append(border)
+                    graph.sources.append(GradientEdge(*edge))
+                continue
+            node = edge[0]
+            if node in seen:
+                continue
+            seen.add(node)
+            following = node.next_functions
+            if following:
+                graph.claim(node)
+                ahead.extend((function, place) for function, place in following if function is not None)
+            elif hasattr(node, "variable"):
+                name = self._name(node.variable)
+                if name is None:
+                    graph.hidden.append(node.variable)
+                else:
+                    names.append(name)
+                    graph.sources.append(node.variable)
+        return names
 
     def _name(self, leaf: torch.Tensor) -> tuple[int, int] | None:
         place = self._objects.trees.place_of(leaf)
@@ -100,44 +140,133 @@ class _Graph:
     """One graph; the parent holds it as long as its own node lives.
 
     Args:
-        edges: Where the outputs come from; the outputs themselves are not kept.
-        leaves: What the parent can ask gradients of.
+        outputs: Where they come from, or they themselves.
+
+    Attributes:
+        sources: What the parent can ask gradients of: leaves, and outputs of earlier graphs of the exchange,
+            with which the parent's graph goes on, so that this one ends there.
         hidden: Leaves that only the repository's code knows of.
     """
 
-    def __init__(self, edges: list[GradientEdge], leaves: list[torch.Tensor], hidden: list[torch.Tensor]) -> None:
-        self._edges = edges
-        self._leaves = leaves
-        self._hidden = hidden
+    def __init__(self, outputs: list[Any]) -> None:
+        self._outputs = outputs
+        self.sources: list[torch.Tensor | GradientEdge] = []
+        self.hidden: list[torch.Tensor] = []
         self._is_kept = False
+        self._runs_code = False
 
     def keep(self) -> None:
-        """Stay as it is after each backward: another graph, by which gradients are derived again, is part of it."""
+        """Stay as it is after each backward: another graph has a part of it."""
         self._is_kept = True
 
-    def backward(self, gradients: list[torch.Tensor | None], wanted: list[int], keep: bool) -> list[Any]:
-        """Return the gradients of the wanted leaves, None for those that nothing depends on.
+    def claim(self, node: Any) -> None:
+        """Count a node in; where another graph has it as well, the first backward must leave it to the second."""
+        metadata = node.metadata
+        other = metadata[_GRAPH]() if _GRAPH in metadata else None
+        if other is not None:
+            other.keep()
+            self.keep()
+        metadata[_GRAPH] = weakref.ref(self)
+        self._runs_code |= isinstance(node, BackwardCFunction)
+
+    def backward(
+        self,
+        gradients: list[torch.Tensor | None],
+        wanted: list[int],
+        keep: bool,
+        place: Callable[[torch.Tensor], torch.Tensor],
+        parameters: Callable[[], list[tuple[int, int, torch.Tensor]]],
+    ) -> tuple[list[Any], list[Any]]:
+        """Return gradients.
 
         Args:
             gradients: That of each output; None where there is none.
-            wanted: Which leaves.
+            wanted: Of which of the sources.
             keep: Whether another backward will follow.
+            place: Copies a tensor to where it can be sent from without another copy.
+            parameters: Returns all parameters that the parent knows, as (handle, place, parameter).
+
+        Returns:
+            Those of the wanted sources, None for what nothing depends on; and, as (handle, place, gradient),
+            those of parameters to which no path leads: they were used in a graph of their own, which a
+            checkpoint made.
         """
-        both = zip(self._edges, gradients, strict=True)
-        pairs = [(edge, gradient) for edge, gradient in both if gradient is not None]
-        inputs = [self._leaves[index] for index in wanted] + self._hidden
-        if not pairs or not inputs:
-            return [None] * len(wanted)
-        edges, given = zip(*pairs, strict=True)
+        both = [(output, given) for output, given in zip(self._outputs, gradients, strict=True) if given is not None]
+        if not both:
+            return [None] * len(wanted), []
+        outputs, given = zip(*both, strict=True)
         again = torch.is_grad_enabled()  # `create_graph=True` in the parent
         self._is_kept |= again
-        found = torch.autograd.grad(
-            edges, inputs, given, retain_graph=keep or self._is_kept, create_graph=again, allow_unused=True
-        )
-        for leaf, gradient in zip(self._hidden, found[len(wanted) :], strict=True):
+        keep = keep or self._is_kept
+        if again or any(isinstance(source, GradientEdge) for source in self.sources):
+            return self._derive(outputs, given, wanted, keep, again), []
+        begin = functools.partial(torch.autograd.backward, outputs, given, retain_graph=keep)
+        return self._accumulate(begin, wanted, place, parameters() if self._runs_code else [])
+
+    def _derive(self, outputs: Any, given: Any, wanted: list[int], keep: bool, again: bool) -> list[Any]:
+        inputs: Any = [self.sources[index] for index in wanted] + self.hidden
+        if not inputs:
+            return []
+        with contextlib.ExitStack() as hooks:
+            for source in self.sources:
+                if isinstance(source, GradientEdge):
+                    hooks.callback(source.node.register_prehook(_cut_at(source.output_nr)).remove)
+            found = torch.autograd.grad(
+                outputs, inputs, given, retain_graph=keep, create_graph=again, allow_unused=True
+            )
+        for leaf, gradient in zip(self.hidden, found[len(wanted) :], strict=True):
             if gradient is not None:
                 leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
         return list(found[: len(wanted)])
+
+    def _accumulate(
+        self,
+        begin: Callable[[], None],
+        wanted: list[int],
+        place: Callable[[torch.Tensor], torch.Tensor],
+        known: list[tuple[int, int, torch.Tensor]],
+    ) -> tuple[list[Any], list[Any]]:
+        # Each gradient is copied as soon as it is there, so that never all of them are there twice.
+        found: dict[int, torch.Tensor] = {}
+
+        def take(leaf: torch.Tensor) -> None:
+            gradient, leaf.grad = leaf.grad, None
+            if gradient is not None:
+                before = found.get(id(leaf))
+                found[id(leaf)] = place(gradient) if before is None else before.add_(gradient)
+
+        leaves = [source for source in self.sources if isinstance(source, torch.Tensor)]
+        with contextlib.ExitStack() as after:
+            for leaf in [*leaves, *(parameter for *_, parameter in known)]:
+                after.callback(setattr, leaf, "grad", leaf.grad)  # the repository's code may have one of its own
+                leaf.grad = None
+            for leaf in leaves:
+                after.callback(leaf.register_post_accumulate_grad_hook(take).remove)  # type: ignore[no-untyped-call]
+            begin()
+            others = [
+                (handle, index, place(parameter.grad))
+                for handle, index, parameter in known
+                if parameter.grad is not None
+            ]
+        return [found.get(id(self.sources[index])) for index in wanted], others
+
+
+def _cut_at(place: int) -> Callable[[tuple[torch.Tensor | None, ...]], Any]:
+    """Return a hook that lets no gradient through of one output of a node."""
+    return lambda gradients: tuple(None if index == place else one for index, one in enumerate(gradients))
+
+
+@functools.cache
+def _takes_edges() -> bool:
+    """Return whether torch can begin a backward at an edge; older versions need the tensor itself."""
+    leaf = torch.ones(1, requires_grad=True)
+    with torch.enable_grad():
+        edge = get_gradient_edge(leaf * 2)
+    try:
+        torch.autograd.backward((edge,), (torch.ones(1),))
+    except (TypeError, AttributeError, RuntimeError):
+        return False
+    return True
 
 
 class _Enter(torch.autograd.Function):
@@ -152,22 +281,3 @@ class _Enter(torch.autograd.Function):
     @staticmethod
     def backward(_: Any, gradient: torch.Tensor) -> torch.Tensor:
         return gradient
-
-
-def _leaves(nodes: Iterable[Any]) -> list[torch.Tensor]:
-    """Return the leaves that ask for gradients behind these nodes."""
-    found: list[torch.Tensor] = []
-    # A node's Python object is the same only while somebody has it.
-    seen: set[Any] = set()
-    ahead = list(nodes)
-    while ahead:
-        node = ahead.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        following = node.next_functions
-        if following:
-            ahead.extend(function for function, _ in following if function is not None)
-        elif hasattr(node, "variable"):
-            found.append(node.variable)
-    return found

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pickle
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 from isohub.shm.arena import Arena
 from isohub.shm.segment import Segment
-from isohub.shm.tensors import Residents, TensorReader, Watch, bytes_of, why_not
+from isohub.shm.tensors import (
+    Residents,
+    TensorReader,
+    Watch,
+    bytes_of,
+    is_dense,
+    storage_over,
+    tensor_over,
+    why_not,
+)
 from isohub.shm.values import Packer, Unpacker
 from isohub.wire import structs
 from isohub.wire.messages import Granted, Payload, Request
@@ -130,6 +140,29 @@ class Border:
         for block in payload.blocks:
             if self._residents.get(block.segment) is None:
                 self._arena.release(block.segment, block.offset)
+
+    @contextlib.contextmanager
+    def placing(self) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
+        """Give what copies tensors into blocks ahead of time; blocks that are not sent meanwhile are freed."""
+        placed: list[int] = []
+
+        def place(tensor: torch.Tensor) -> torch.Tensor:
+            if why_not(tensor) is not None or not is_dense(tensor):
+                return tensor
+            block = self._arena.allocate(tensor.numel() * tensor.itemsize)
+            segment = self._arena.segment(block.segment)
+            placed.append(segment.address + block.offset)
+            self._arena.placed[placed[-1]] = block
+            memory = storage_over(segment.view(block.offset, block.nbytes))
+            return tensor_over(memory, tensor.dtype, 0, tensor.shape, tensor.stride()).copy_(tensor)
+
+        try:
+            yield place
+        finally:
+            for address in placed:
+                block = self._arena.placed.pop(address, None)
+                if block is not None:
+                    self._arena.release(block.segment, block.offset)
 
     def describe(self, handle: int) -> Payload:
         """Describe the module of that handle as it is now."""

@@ -116,7 +116,9 @@ class Executor:
     def _backward(self, request: Request) -> Payload:
         """Compute gradients by a graph that is here."""
         args, _ = self._border.unpack(request.payload)
-        payload = self._border.pack(self._target(request).backward(*args), only_forward=True)
+        with self._border.placing() as place:
+            found = self._target(request).backward(*args, place, self._border.objects.trees.parameters)
+            payload = self._border.pack(found, only_forward=True)
         if payload.graph is not None:
             self._border.objects.get(payload.graph.handle).keep()
         return payload

@@ -77,6 +77,7 @@ class _Server:
             self._line.open = True
             data = self._answer(request, descriptors, nested=False)
             self._line.close()
+            self._border.graphs.settled()
             _flush()
             self._channel.send(data)
             if isinstance(request, Request) and request.verb == "close":

@@ -50,6 +50,15 @@ class Trees:
         """Return the handle of the tree of which `tensor` is a parameter or buffer, and its place there."""
         return self._places.get(id(tensor))
 
+    def parameters(self) -> list[tuple[int, int, torch.Tensor]]:
+        """Return all parameters that the parent has, as (handle of the tree, place in it, parameter)."""
+        return [
+            (handle, place, tensor)
+            for handle, tree in self._known.items() if tree is not None
+            for place, tensor in enumerate(tree.tensors)
+            if isinstance(tensor, torch.nn.Parameter) and self._places.get(id(tensor)) == (handle, place)
+        ]  # fmt: skip
+
     def change(self, change: TreeChange) -> None:
         """Take in what the parent did to the tensors of a tree, whose memory it shares."""
         tree = self._known.get(change.handle)
