@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import builtins
 import os
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from isohub import trace
 from isohub.hub.lock import using
 from isohub.hub.pipeline import Request
+from isohub.model import artifacts
 from isohub.model.in_process import load_in_process
 from isohub.model.tree import ProxyTable, stamp
 from isohub.options import Isolation
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Repo", "help", "list", "load", "shutdown", "workers"]
 
-Returns = Literal["module", "state_dict"]
+Returns = Literal["module", "state_dict", "torchscript", "export"]
 Protocol = Literal["HTTPS", "SSH"]
+
+_ARTIFACTS = ("torchscript", "export")
 
 _registry = Registry(ProxyTable)
 
@@ -48,12 +51,13 @@ def load(
     use_cache: bool = True,
     isolate: bool | Isolation = True,
     returns: Returns = "module",
+    example_inputs: Any = None,
     **kwargs: Any,
 ) -> Any:
     """Load a model from a hub repository, in a worker process of its own.
 
     The keywords up to `skip_validation` are torch.hub's, the four after it MegEngine Hub's. Those of isohub's
-    own are two, so that they hide few of an entrypoint's; `Repo(...).load` hides none.
+    own are three, so that they hide few of an entrypoint's; `Repo(...).load` hides none.
 
     Args:
         repo_or_dir: Which repository: `owner/name[:ref]`, `git+https://...@ref`, `git+ssh://...@ref`,
@@ -76,7 +80,11 @@ def load(
         isolate: True, or an `Isolation` with settings of the worker; False to load in this process, as
             torch.hub does.
         returns: `"module"` for what the entrypoint returns; `"state_dict"` for its state dict alone, as a
-            dict of tensors in shared memory.
+            dict of tensors in shared memory; `"torchscript"` for a `torch.jit.ScriptModule` and `"export"` for a
+            `torch.export.ExportedProgram`, which run in this process without the repository's code, over the
+            same memory. For these two the repository must be trusted in so many words.
+        example_inputs: For these two, a tuple of inputs (or a dict of keyword inputs): the module is traced
+            with them instead of scripted; `"export"` needs them, and leaves the first dimension open.
         **kwargs: Keyword arguments of the entrypoint.
 
     Returns:
@@ -85,6 +93,7 @@ def load(
 
     Raises:
         RefError: The text names no repository.
+        ArtifactError: The model cannot be had as TorchScript or an exported program.
         ResolveError: The repository has no such ref, or cannot be asked.
         UntrustedRepoError: The repository is of another machine, and nobody trusted it.
         FetchError: The commit's files cannot be brought.
@@ -114,6 +123,7 @@ def load(
         protocol=protocol,
         isolate=isolate,
         returns=returns,
+        example_inputs=example_inputs,
     )
     return repo.load(model, *args, **kwargs)
 
@@ -235,10 +245,11 @@ class Repo:
         lock: str | os.PathLike[str] | None = None,
         isolate: bool | Isolation = True,
         returns: Returns = "module",
+        example_inputs: Any = None,
     ) -> None:
         self._isolation = _isolation(isolate)
-        if returns not in ("module", "state_dict"):
-            raise ValueError(f'Unknown returns: {returns!r}. Allowed values: "module" | "state_dict".')
+        _check_returns(returns, self._isolation)
+        self._example_inputs = artifacts.check_inputs(returns, example_inputs)
         self.ref = RepoRef.parse(repo_or_dir, source=source, git_host=git_host, protocol=protocol, commit=commit)
         self._request = Request(
             ref=self.ref,
@@ -247,6 +258,7 @@ class Repo:
             skip_validation=skip_validation,
             verbose=verbose,
             lock=lock,
+            explicit_trust=returns in _ARTIFACTS,
         )
         self._returns: Returns = returns
         self._verbose = verbose
@@ -288,9 +300,14 @@ class Repo:
             if self._isolation is None:
                 result = load_in_process(self.checkout.root, name, args, kwargs)
                 return result.state_dict() if self._returns == "state_dict" else result
-            result = self._ask("build", args, kwargs, name=name, returns=self._returns)
+            known = artifacts.describe(self.checkout, name, args, kwargs)
+            asked: dict[str, Any] = {"name": name, "returns": self._returns, "metadata": known.fields()}
+            if self._returns in _ARTIFACTS:
+                parts = self._ask("build", (args, kwargs, self._example_inputs), {}, **asked)
+                return artifacts.make(self._returns, parts, known)
+            result = self._ask("build", args, kwargs, **asked)
             stamp(result, name)
-            return result
+            return artifacts.mark(result, known) if self._returns == "state_dict" else result
 
     def close(self) -> None:
         """End the workers that nobody else uses. May be called again."""
@@ -338,6 +355,17 @@ def _isolation(isolate: bool | Isolation) -> Isolation | None:
     if isinstance(isolate, bool):
         return Isolation() if isolate else None
     raise TypeError(f"isolate takes True, False or an isohub.Isolation, not {isolate!r}")
+
+
+def _check_returns(returns: str, isolation: Isolation | None) -> None:
+    if returns not in get_args(Returns):
+        allowed = " | ".join(f'"{value}"' for value in get_args(Returns))
+        raise ValueError(f"Unknown returns: {returns!r}. Allowed values: {allowed}.")
+    if returns in _ARTIFACTS and isolation is None:
+        raise ValueError(
+            f'returns="{returns}" is made in a worker; with isolate=False load the module itself, and use '
+            f"torch.{'jit.script' if returns == 'torchscript' else 'export.export'} on it"
+        )
 
 
 def _name(model: object) -> str:
