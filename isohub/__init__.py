@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from isohub.hub.weights import load_state_dict_from_url
     from isohub.model.module import IsolatedModule
     from isohub.model.objects import RemoteObject
+    from isohub.model.saving import save
     from isohub.options import Isolation
     from isohub.refs import RepoRef
     from isohub.supervisor.worker import Worker
+    from isohub.telemetry.metadata import set_metadata_hook
 
 __all__ = [
     "IsolatedModule",
@@ -37,7 +39,9 @@ __all__ = [
     "load",
     "load_state_dict_from_url",
     "pretrained",
+    "save",
     "set_dir",
+    "set_metadata_hook",
     "shutdown",
     "workers",
 ]
@@ -56,7 +60,9 @@ _HOMES = {
     "load": "isohub.api",
     "load_state_dict_from_url": "isohub.hub.weights",
     "pretrained": "isohub.authoring",
+    "save": "isohub.model.saving",
     "set_dir": "isohub.hub.directories",
+    "set_metadata_hook": "isohub.telemetry.metadata",
     "shutdown": "isohub.api",
     "workers": "isohub.api",
 }

@@ -15,7 +15,7 @@
         ├── EntrypointError         (RuntimeError, LookupError) hubconf.py has no such entrypoint
         ├── MissingDependencyError  (RuntimeError) hubconf.py names packages that are not installed
         ├── RemoteError             the repository's code raised; carries the remote traceback
-        ├── ArtifactError           (RuntimeError) the model cannot be had without its code
+        ├── ArtifactError           (RuntimeError) a model cannot be had without its code, or its file not be read
         ├── WorkerError             the worker process, not the code in it, is the trouble
         │   ├── WorkerStartError    it never became ready
         │   ├── BrokenWorkerError   it died
@@ -222,11 +222,11 @@ class RemoteError(IsohubError):
 
 
 class ArtifactError(IsohubError, RuntimeError):
-    """A model cannot be turned into TorchScript or an exported program.
+    """A model cannot be turned into TorchScript or an exported program, or a file of one cannot be read.
 
     Attributes:
-        entrypoint: The entrypoint that made it.
-        compiler: `"script"`, `"trace"` or `"export"`.
+        entrypoint: The entrypoint that made it; empty for a file.
+        compiler: `"script"`, `"trace"` or `"export"`; empty for a file.
         compiler_message: What that said, in its own words.
     """
 

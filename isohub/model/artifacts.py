@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from isohub.errors import RemoteProtocolError
+from isohub.errors import ArtifactError, RemoteProtocolError
 from isohub.hub.checkout import Checkout
 from isohub.shm.tensors import tensor_over
 from isohub.telemetry import metadata
 from isohub.telemetry.metadata import EXTRA_FILE, Metadata
 
-__all__ = ["check_inputs", "describe", "make", "mark"]
+__all__ = ["check_inputs", "describe", "example", "make", "mark"]
 
 
 def describe(checkout: Checkout, entrypoint: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Metadata:
@@ -61,6 +61,20 @@ def check_inputs(returns: str, example_inputs: Any) -> Any:
         "example_inputs takes a tensor, a tuple of positional inputs, or a dict of keyword inputs, not "
         f"{example_inputs!r:.200}"
     )
+
+
+def example(shape: list[int], dtype: str) -> torch.Tensor:
+    """Return an example input: numbers below 1 of a floating point dtype, else zeros.
+
+    Raises:
+        ArtifactError: There is no such dtype.
+    """
+    kind = getattr(torch, dtype, None)
+    if not isinstance(kind, torch.dtype):
+        raise ArtifactError(f"an example input of dtype {dtype!r}: torch has none of that name")
+    made = torch.zeros(shape, dtype=kind)
+    # A generator of its own: the model draws what it would draw without an example.
+    return made.uniform_(generator=torch.Generator().manual_seed(0)) if kind.is_floating_point else made
 
 
 def mark(result: Any, known: Metadata) -> Any:
@@ -166,8 +180,8 @@ def _leaf(tensor: torch.Tensor, requires_grad: object) -> torch.Tensor:
 def _script_module(parts: _Parts, known: Metadata) -> Any:
     # What torch.jit.load does, without its warning: filters of warnings belong to the whole process.
     unit = torch._C.CompilationUnit()
-    loaded = torch._C.import_ir_module_from_buffer(unit, parts.code, None, {}, False)  # type: ignore[call-arg]
-    script: Any = torch.jit._recursive.wrap_cpp_module(loaded)
+    loaded = torch._C.import_ir_module_from_buffer(unit, parts.code, None, {}, False)  # type: ignore[call-arg, arg-type]
+    script: Any = torch.jit._recursive.wrap_cpp_module(loaded)  # type: ignore[no-untyped-call]
     for path, module in script.named_modules(remove_duplicate=False):
         for name, (_, is_parameter) in module._concrete_type.get_attributes().items():
             tensor = parts.take(path, name, module._c.getattr(name), is_parameter=is_parameter)

@@ -96,7 +96,7 @@ def set_metadata_hook(hook: Hook | None) -> Hook | None:
     Example:
         >>> isohub.set_metadata_hook(lambda fields: {"team": "vision", "ticket": os.environ["TICKET"]})
     """
-    global _hook  # noqa: PLW0603 - one for the process, as torch's own
+    global _hook  # one for the process, as torch's own
     before, _hook = _hook, hook
     return before
 
@@ -121,7 +121,7 @@ def fields_of(**known: str | None) -> Metadata:
 
 
 def _added(hook: Hook, metadata: Metadata) -> dict[str, str]:
-    added = hook(metadata.fields())
+    added: object = hook(metadata.fields())
     if not isinstance(added, Mapping) or not all(
         isinstance(name, str) and isinstance(value, str) for name, value in added.items()
     ):

@@ -70,9 +70,13 @@ def _script(module: torch.nn.Module, example: Any, entrypoint: str) -> Any:
         with _compiling("script", entrypoint, advice):
             return torch.jit.script(module)
     args, kwargs = _inputs(example)
-    advice = 'Are these inputs that it can be called with? Else keep the module itself, in its worker, by returns="module"'
+    advice = (
+        'Are these inputs that it can be called with? Else keep the module itself, in its worker, by returns="module"'
+    )
     with _compiling("trace", entrypoint, advice):
-        return torch.jit.trace(module, args or None, example_kwarg_inputs=kwargs or None)
+        return torch.jit.trace(  # type: ignore[no-untyped-call]
+            module, args or None, example_kwarg_inputs=kwargs or None
+        )
 
 
 def _export(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], entrypoint: str) -> Any:
@@ -127,7 +131,8 @@ def _compiling(compiler: str, entrypoint: str, advice: str) -> Iterator[None]:
         except Exception as error:
             message = f"{type(error).__name__}: {error}"
             raise ArtifactError(
-                f"{entrypoint} cannot be had without its code: torch.{_WHERE[compiler]} says:\n\n{message}\n\n{advice}.",
+                f"{entrypoint} cannot be had without its code. torch.{_WHERE[compiler]} says:\n\n{message}\n\n"
+                f"{advice}.",
                 entrypoint=entrypoint,
                 compiler=compiler,
                 compiler_message=message,

@@ -38,7 +38,7 @@ class Savers:
 
     def take_over(self) -> None:
         """Put the functions in the place of the original ones. Before that code is imported."""
-        script: Any = torch.jit.RecursiveScriptModule
+        script: Any = torch.jit._script.RecursiveScriptModule
         script.save = self._adding(script.save, "_extra_files")
         script.save_to_buffer = self._adding(script.save_to_buffer, "_extra_files", 1)
         # It calls these two for a module; a function that was compiled alone has others, in C++.
@@ -47,8 +47,7 @@ class Savers:
         torch.jit.save = serialization.save
         torch.export.save = self._adding(torch.export.save, "extra_files")
         # Not imported for its own sake: the repository may bring one of its own, or none.
-        after = dict.fromkeys(("safetensors.torch", "safetensors.numpy"), self._safetensors)
-        sys.meta_path.insert(0, _Finder(after))
+        sys.meta_path.insert(0, _Finder(("safetensors.torch", "safetensors.numpy"), self._safetensors))
 
     @contextmanager
     def building(self, fields: dict[str, str]) -> Iterator[None]:
@@ -105,18 +104,19 @@ class Savers:
 class _Finder(MetaPathFinder):
     """Calls a function on some modules when they have been imported, and otherwise stays out of the way."""
 
-    def __init__(self, after: dict[str, Callable[[ModuleType], None]]) -> None:
+    def __init__(self, names: tuple[str, ...], after: Callable[[ModuleType], None]) -> None:
+        self._names = names
         self._after = after
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         """Return where the module is, with a loader that calls the function, if it is one of these."""
-        if name not in self._after:
+        if name not in self._names:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader, self._after[name])
+            spec.loader = _Loader(spec.loader, self._after)
         return spec
 
 
