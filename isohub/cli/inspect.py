@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from isohub.cli.options import Json, Traceback
 from isohub.cli.running import running
-from isohub.telemetry.inspection import Inspection, inspect_file
+
+if TYPE_CHECKING:
+    from isohub.telemetry.inspection import Inspection
 
 __all__ = ["add_to"]
 
@@ -36,6 +38,8 @@ def _inspect(
     is not loaded: nothing in it is unpickled, and nothing in it runs.
     """
     with running(traceback=traceback) as answer:
+        from isohub.telemetry.inspection import inspect_file
+
         found = inspect_file(file)
         if json:
             answer.json({"file": str(file), **asdict(found)})
