@@ -303,8 +303,9 @@ class Repo:
             known = artifacts.describe(self.checkout, name, args, kwargs)
             asked: dict[str, Any] = {"name": name, "returns": self._returns, "metadata": known.fields()}
             if self._returns in _ARTIFACTS:
-                parts = self._ask("build", (args, kwargs, self._example_inputs), {}, **asked)
-                return artifacts.make(self._returns, parts, known)
+                worker = self._ready()
+                parts = self._request_of(worker, "build", (args, kwargs, self._example_inputs), {}, **asked)
+                return artifacts.make(self._returns, parts, known, worker)
             result = self._ask("build", args, kwargs, **asked)
             stamp(result, name)
             return artifacts.mark(result, known) if self._returns == "state_dict" else result
@@ -315,7 +316,9 @@ class Repo:
             _registry.release(self._workers.pop())
 
     def _ask(self, verb: Verb, *arguments: Any, **fields: Any) -> Any:
-        worker = self._ready()
+        return self._request_of(self._ready(), verb, *arguments, **fields)
+
+    def _request_of(self, worker: Worker, verb: Verb, *arguments: Any, **fields: Any) -> Any:
         # What the worker's code fetches meanwhile is held against the lock as well.
         with trace.step(f"model.{verb}", worker=worker.label), using(self._request.lock):
             return worker.request(verb, *arguments, muted=not self._verbose, **fields)

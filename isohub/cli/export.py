@@ -71,10 +71,10 @@ def _export(
     json: Json = False,
     traceback: Traceback = False,
 ) -> None:
-    """Write a model to a file that needs neither the repository nor isohub.
+    """Write a model to a file that needs no repository.
 
-    The file says where it comes from; isohub inspect shows it. The repository's code runs in a worker process;
-    TorchScript and exported programs are for repositories that are trusted in so many words.
+    Nor does it need isohub. It says where it comes from, which isohub inspect shows. The repository's code runs
+    in a worker process; TorchScript and exported programs are for repositories that are trusted in so many words.
     """
     chosen = format_ or _BY_SUFFIX.get(output.suffix.lower())
     if chosen is None:

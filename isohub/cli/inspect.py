@@ -32,10 +32,11 @@ def _inspect(
     json: Json = False,
     traceback: Traceback = False,
 ) -> None:
-    """Show what a file of a model tells of itself, and where it comes from.
+    """Show what the file of a model tells of itself.
 
-    TorchScript, exported programs (.pt2), safetensors, and what torch.save writes, whoever made them. The file
-    is not loaded: nothing in it is unpickled, and nothing in it runs.
+    Where it comes from, if isohub wrote it; its tensors, or what loading it would import. It reads TorchScript,
+    exported programs (.pt2), safetensors, and what torch.save writes, whoever made them. The file is not loaded:
+    nothing in it is unpickled, and nothing in it runs.
     """
     with running(traceback=traceback) as answer:
         from isohub.telemetry.inspection import inspect_file

@@ -18,6 +18,7 @@ from torch import nn
 from isohub.errors import ArtifactError, RemoteProtocolError
 from isohub.hub.checkout import Checkout
 from isohub.shm.tensors import tensor_over
+from isohub.supervisor.worker import Worker
 from isohub.telemetry import metadata
 from isohub.telemetry.metadata import EXTRA_FILE, Metadata
 
@@ -84,16 +85,17 @@ def mark(result: Any, known: Metadata) -> Any:
     return result
 
 
-def make(kind: str, parts: object, known: Metadata) -> Any:
+def make(kind: str, parts: object, known: Metadata, worker: Worker) -> Any:
     """Return the artifact that a worker took apart, over the same weights.
 
     Args:
         kind: `"torchscript"` or `"export"`.
         parts: What the worker answered; see `worker.artifacts`.
         known: Where it comes from.
+        worker: The worker.
 
     Raises:
-        RemoteProtocolError: The parts make no artifact.
+        RemoteProtocolError: The parts make no artifact; the worker was killed.
     """
     # Under the caller's inference mode there would be inference tensors, which nobody can write to after it.
     with torch.inference_mode(False):
@@ -101,8 +103,10 @@ def make(kind: str, parts: object, known: Metadata) -> Any:
             checked = _Parts(parts)
             return _script_module(checked, known) if kind == "torchscript" else _exported_program(checked, known)
         except RemoteProtocolError:
+            worker.kill()
             raise
         except Exception as error:
+            worker.kill()
             raise RemoteProtocolError(f"an artifact that cannot be read: {type(error).__name__}: {error}") from error
 
 
