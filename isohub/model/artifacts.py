@@ -140,7 +140,7 @@ class _Parts:
         Args:
             path: The module, or the table.
             name: The name in it.
-            there: What is there: a tensor on the meta device, or what another path put there.
+            there: What is there: a tensor that stands in for it, or what another path put there.
             is_parameter: Whether it is to be a parameter.
 
         Raises:
@@ -156,8 +156,7 @@ class _Parts:
         if index not in self._taken:
             self._taken[index] = nn.Parameter(tensor, requires_grad=tensor.requires_grad) if is_parameter else tensor
         if there is not self._taken[index] and (
-            not isinstance(there, torch.Tensor)
-            or (there.device.type, there.dtype, there.shape) != ("meta", tensor.dtype, tensor.shape)
+            not isinstance(there, torch.Tensor) or (there.dtype, there.shape) != (tensor.dtype, tensor.shape)
         ):
             raise RemoteProtocolError(f"a tensor that does not fit {name!r:.200} of {path!r:.200}")
         return self._taken[index]

@@ -7,8 +7,9 @@
 
 Note [weights on the meta device]: a file of either kind holds code and weights in one. Each tensor of the
 artifact makes room for one on the meta device while it is written, so that the bytes are those of the code,
-and the parent puts the same memory back in the same places. Tensors that the compiler made constants of the
-code stay where they are: there is no place for others.
+and the parent puts the same memory back in the same places. (torch.export.save takes all tensors of the meta
+device for one storage, as their addresses are equal; there a single number, expanded to the shape, stands in.)
+Tensors that the compiler made constants of the code stay where they are: there is no place for others.
 """
 
 from __future__ import annotations
@@ -179,11 +180,13 @@ def _exported(program: Any, move: _Move) -> dict[str, Any]:
     move(list(held.values()))
     program._example_inputs = None  # they are values of the caller's, and no part of the model
     program._state_dict, program._constants = (
-        {name: _on_meta(value) if _can_move(value) else value for name, value in values.items()}
+        {name: _stand_in(value) if _can_move(value) else value for name, value in values.items()}
         for values in tables.values()
     )
     buffer = io.BytesIO()
-    torch.export.save(program, buffer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the stand-ins, which are views
+        torch.export.save(program, buffer)
     return _parts(buffer.getvalue(), [(table, name, tensor) for (table, name), tensor in held.items()])
 
 
@@ -211,7 +214,14 @@ def _can_move(value: object) -> bool:
 
 
 def _on_meta(tensor: torch.Tensor) -> torch.Tensor:
-    meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+    return _like(tensor, torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"))
+
+
+def _stand_in(tensor: torch.Tensor) -> torch.Tensor:
+    return _like(tensor, torch.zeros((), dtype=tensor.dtype).expand(tensor.shape))
+
+
+def _like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     if isinstance(tensor, torch.nn.Parameter):
-        return torch.nn.Parameter(meta, requires_grad=tensor.requires_grad)
-    return meta.requires_grad_(tensor.requires_grad)
+        return torch.nn.Parameter(other, requires_grad=tensor.requires_grad)
+    return other.requires_grad_(tensor.requires_grad)

@@ -59,6 +59,39 @@ HUBCONF = """
         return made[0]
 
 
+    class Odd(nn.Module):
+        '''Tensors of several dtypes and layouts: views of each other, expanded, empty, without dimensions.'''
+
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 4, 3)
+            self.conv.weight = nn.Parameter(self.conv.weight.to(memory_format=torch.channels_last))
+            self.half = nn.Parameter(torch.randn(4).to(torch.bfloat16))
+            self.double = nn.Parameter(torch.randn(4, dtype=torch.float64))
+            base = torch.arange(24.0).reshape(4, 6)
+            for name, value in {
+                "numbers": torch.arange(4), "flags": torch.ones(4, dtype=torch.bool), "one": torch.ones(1),
+                "scalar": torch.tensor(2.5), "empty": torch.empty(0, 3), "spread": torch.ones(2, 1).expand(2, 4),
+                "waves": torch.randn(4, dtype=torch.complex64), "base": base, "column": base[:, 1], "flipped": base.t(),
+            }.items():
+                self.register_buffer(name, value)
+            self.plain = torch.randn(4)
+
+        def forward(self, x):
+            y = self.conv(x).mean((2, 3)) * self.half + self.double + self.numbers + self.flags * self.one
+            y = y + self.scalar + self.empty.sum() + self.spread[0] + self.waves.real + self.plain
+            return y + self.base.sum() + self.column.sum() + self.flipped.mean()
+
+
+    odd_one = []
+
+
+    def odd():
+        if not odd_one:
+            odd_one.append(Odd().eval())
+        return odd_one[0]
+
+
     class Branches(nn.Module):
         '''No script, but a trace: the compiler cannot take **kwargs.'''
 

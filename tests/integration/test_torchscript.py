@@ -15,6 +15,7 @@ import isohub
 from isohub.errors import ArtifactError, RemoteProtocolError
 from tests.helpers.artifact_repo import HUBCONF, anonymous_bytes, in_segment
 from tests.helpers.repos import make_repo, url
+from tests.helpers.waiting import until
 
 MIB = 1 << 20
 X = torch.arange(8.0).reshape(2, 4)
@@ -67,7 +68,7 @@ def test_weights_are_the_workers(repo: str, forkserver: int):
 
     assert all(in_segment(tensor) for tensor in places(script))
     assert len(places(script)) == 9
-    model.fill("first.weight", 0.5)
+    model.fill("tied", 0.5)
     model.fill("first.hidden", -3.0)
     model.fill("frozen", 7.0)
     with torch.no_grad():
@@ -76,6 +77,25 @@ def test_weights_are_the_workers(repo: str, forkserver: int):
         script.norm.bias.fill_(2.5)
         assert torch.equal(torch.full((3,), 2.5), model.norm.bias)
         assert torch.equal(model(X), script(X))
+
+
+def test_tensors_of_every_layout(repo: str, forkserver: int):
+    """Dtypes, views of one tensor, expanded, empty and scalar ones: the script has them as the module has."""
+    model = isohub.load(repo, "odd")
+    x = torch.rand(3, 1, 6, 6)
+
+    script = isohub.load(repo, "odd", returns="torchscript")
+
+    buffers = dict(script.named_buffers())
+    with torch.no_grad():
+        assert torch.equal(model(x), script(x))
+        assert [
+            name
+            for name, value in model.named_buffers()
+            if (value.dtype, value.stride()) != (buffers[name].dtype, buffers[name].stride())
+        ] == []
+        model.base.fill_(1.0)
+        assert torch.equal(torch.ones(4), script.column)
 
 
 def test_weights_add_nothing_to_private_memory(repo: str, forkserver: int):
@@ -247,5 +267,4 @@ def test_parts_that_make_no_artifact(repo_of: Callable[..., str], lie: str):
     with pytest.raises(RemoteProtocolError):
         isohub.load(repo, "net", returns="torchscript")
 
-    with pytest.raises(isohub.errors.BrokenWorkerError):
-        [worker.request("release") for worker in isohub.workers()] or isohub.load(repo, "no")
+    until(lambda: isohub.workers() == [])
