@@ -66,8 +66,8 @@ HUBCONF = """
             super().__init__()
             self.conv = nn.Conv2d(1, 4, 3)
             self.conv.weight = nn.Parameter(self.conv.weight.to(memory_format=torch.channels_last))
-            self.half = nn.Parameter(torch.randn(4).to(torch.bfloat16))
-            self.double = nn.Parameter(torch.randn(4, dtype=torch.float64))
+            self.halves = nn.Parameter(torch.randn(4).to(torch.bfloat16))
+            self.doubles = nn.Parameter(torch.randn(4, dtype=torch.float64))
             base = torch.arange(24.0).reshape(4, 6)
             for name, value in {
                 "numbers": torch.arange(4), "flags": torch.ones(4, dtype=torch.bool), "one": torch.ones(1),
@@ -78,7 +78,7 @@ HUBCONF = """
             self.plain = torch.randn(4)
 
         def forward(self, x):
-            y = self.conv(x).mean((2, 3)) * self.half + self.double + self.numbers + self.flags * self.one
+            y = self.conv(x).mean((2, 3)) * self.halves + self.doubles + self.numbers + self.flags * self.one
             y = y + self.scalar + self.empty.sum() + self.spread[0] + self.waves.real + self.plain
             return y + self.base.sum() + self.column.sum() + self.flipped.mean()
 
