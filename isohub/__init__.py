@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from isohub.hub.weights import load_state_dict_from_url
     from isohub.model.module import IsolatedModule
     from isohub.model.objects import RemoteObject
+    from isohub.model.saving import save
     from isohub.options import Isolation
     from isohub.refs import RepoRef
     from isohub.supervisor.worker import Worker
+    from isohub.telemetry.metadata import set_metadata_hook
 
 __all__ = [
     "IsolatedModule",
@@ -38,7 +40,9 @@ __all__ = [
     "load_state_dict_from_url",
     "pretrained",
     "run_in",
+    "save",
     "set_dir",
+    "set_metadata_hook",
     "shutdown",
     "workers",
 ]
@@ -58,7 +62,9 @@ _HOMES = {
     "load_state_dict_from_url": "isohub.hub.weights",
     "pretrained": "isohub.authoring",
     "run_in": "isohub.model.objects",
+    "save": "isohub.model.saving",
     "set_dir": "isohub.hub.directories",
+    "set_metadata_hook": "isohub.telemetry.metadata",
     "shutdown": "isohub.api",
     "workers": "isohub.api",
 }

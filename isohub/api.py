@@ -16,6 +16,8 @@ from isohub import trace
 from isohub.hub import leases
 from isohub.hub.lock import using
 from isohub.hub.pipeline import Request
+from isohub.model import artifacts
+from isohub.model.artifacts import Returns
 from isohub.model.in_process import load_in_process
 from isohub.model.proxies import ProxyTable
 from isohub.model.recipe import Recipe, remember
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Repo", "help", "list", "load", "shutdown", "workers"]
 
-Returns = Literal["module", "state_dict"]
 Protocol = Literal["HTTPS", "SSH"]
 
 _registry = Registry(ProxyTable)
@@ -52,12 +53,13 @@ def load(
     use_cache: bool = True,
     isolate: bool | Isolation = True,
     returns: Returns = "module",
+    example_inputs: Any = None,
     **kwargs: Any,
 ) -> Any:
     """Load a model from a hub repository, in a worker process of its own.
 
     The keywords up to `skip_validation` are torch.hub's, the four after it MegEngine Hub's. Those of isohub's
-    own are two, so that they hide few of an entrypoint's; `Repo(...).load` hides none.
+    own are three, so that they hide few of an entrypoint's; `Repo(...).load` hides none.
 
     Args:
         repo_or_dir: Which repository: `owner/name[:ref]`, `git+https://...@ref`, `git+ssh://...@ref`,
@@ -80,7 +82,11 @@ def load(
         isolate: True, or an `Isolation` with settings of the worker; False to load in this process, as
             torch.hub does.
         returns: `"module"` for what the entrypoint returns; `"state_dict"` for its state dict alone, as a
-            dict of tensors in shared memory.
+            dict of tensors in shared memory; `"torchscript"` for a `torch.jit.ScriptModule` and `"export"` for a
+            `torch.export.ExportedProgram`, which run in this process without the repository's code, over the
+            same memory. For these two the repository must be trusted in so many words.
+        example_inputs: For these two, a tuple of inputs (or a dict of keyword inputs): the module is traced
+            with them instead of scripted; `"export"` needs them, and leaves the first dimension open.
         **kwargs: Keyword arguments of the entrypoint.
 
     Returns:
@@ -89,6 +95,7 @@ def load(
 
     Raises:
         RefError: The text names no repository.
+        ArtifactError: The model cannot be had as TorchScript or an exported program.
         ResolveError: The repository has no such ref, or cannot be asked.
         UntrustedRepoError: The repository is of another machine, and nobody trusted it.
         FetchError: The commit's files cannot be brought, or the weights that the entrypoint wants.
@@ -118,6 +125,7 @@ def load(
         protocol=protocol,
         isolate=isolate,
         returns=returns,
+        example_inputs=example_inputs,
     )
     return repo.load(model, *args, **kwargs)
 
@@ -239,10 +247,11 @@ class Repo:
         lock: str | os.PathLike[str] | None = None,
         isolate: bool | Isolation = True,
         returns: Returns = "module",
+        example_inputs: Any = None,
     ) -> None:
         self._isolation = _isolation(isolate)
-        if returns not in ("module", "state_dict"):
-            raise ValueError(f'Unknown returns: {returns!r}. Allowed values: "module" | "state_dict".')
+        artifacts.check_returns(returns, isolated=self._isolation is not None)
+        self._example_inputs = artifacts.check_inputs(returns, example_inputs)
         self.ref = RepoRef.parse(repo_or_dir, source=source, git_host=git_host, protocol=protocol, commit=commit)
         self._request = Request(
             ref=self.ref,
@@ -251,6 +260,7 @@ class Repo:
             skip_validation=skip_validation,
             verbose=verbose,
             lock=lock,
+            explicit_trust=returns in artifacts.KINDS,
         )
         self._returns: Returns = returns
         self._verbose = verbose
@@ -294,8 +304,16 @@ class Repo:
                 self.checkout, _ = self._request.take(self.checkout, leases.keep)
                 result = load_in_process(self.checkout.root, name, args, kwargs)
                 return result.state_dict() if self._returns == "state_dict" else result
-            result = self._ask("build", args, kwargs, name=name, returns=self._returns)
+            known = artifacts.describe(self.checkout, name, args, kwargs)
+            asked: dict[str, Any] = {"name": name, "returns": self._returns, "metadata": known.fields()}
+            if self._returns in artifacts.KINDS:
+                worker = self._ready()
+                parts = self._request_of(worker, "build", (args, kwargs, self._example_inputs), {}, **asked)
+                return artifacts.make(self._returns, parts, known, worker)
+            result = self._ask("build", args, kwargs, **asked)
             stamp(result, name)
+            if self._returns == "state_dict":
+                return artifacts.mark(result, known)
             remember(result, self._recipe(name, args, kwargs))
             return result
 
@@ -314,7 +332,9 @@ class Repo:
             _registry.release(self._workers.pop())
 
     def _ask(self, verb: Verb, *arguments: Any, **fields: Any) -> Any:
-        worker = self._ready()
+        return self._request_of(self._ready(), verb, *arguments, **fields)
+
+    def _request_of(self, worker: Worker, verb: Verb, *arguments: Any, **fields: Any) -> Any:
         # What the worker's code fetches meanwhile is held against the lock as well.
         with trace.step(f"model.{verb}", worker=worker.label), using(self._request.lock):
             return worker.request(verb, *arguments, muted=not self._verbose, **fields)

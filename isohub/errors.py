@@ -15,6 +15,7 @@
         ├── EntrypointError         (RuntimeError, LookupError) hubconf.py has no such entrypoint
         ├── MissingDependencyError  (RuntimeError) hubconf.py names packages that are not installed
         ├── RemoteError             the repository's code raised; carries the remote traceback
+        ├── ArtifactError           (RuntimeError) a model cannot be had without its code, or its file not be read
         ├── WorkerError             the worker process, not the code in it, is the trouble
         │   ├── WorkerStartError    it never became ready
         │   ├── BrokenWorkerError   it died
@@ -37,6 +38,7 @@ from pathlib import Path
 
 __all__ = [
     "ArchiveError",
+    "ArtifactError",
     "BrokenWorkerError",
     "EntrypointError",
     "FetchError",
@@ -218,6 +220,22 @@ class RemoteError(IsohubError):
         self.type_name = type_name
         self.message = message
         self.remote_traceback = remote_traceback
+
+
+class ArtifactError(IsohubError, RuntimeError):
+    """A model cannot be turned into TorchScript or an exported program, or a file of one cannot be read.
+
+    Attributes:
+        entrypoint: The entrypoint that made it; empty for a file.
+        compiler: `"script"`, `"trace"` or `"export"`; empty for a file.
+        compiler_message: What that said, in its own words.
+    """
+
+    def __init__(self, message: str, *, entrypoint: str = "", compiler: str = "", compiler_message: str = "") -> None:
+        super().__init__(message)
+        self.entrypoint = entrypoint
+        self.compiler = compiler
+        self.compiler_message = compiler_message
 
 
 class WorkerError(IsohubError):

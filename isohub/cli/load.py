@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 import threading
 from dataclasses import asdict
 from enum import Enum
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from isohub import trace
+from isohub.cli.arguments import Arg, Kwarg, read_arguments
 from isohub.cli.options import Entrypoint, Json, Repository, Source, Traceback, source_of
 from isohub.cli.running import running
 from isohub.options import Isolation
@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 __all__ = ["add_to"]
-
-_VALUE = (
-    "It is read as JSON where it parses as JSON (3, 0.5, true, null, [1, 2], '\"3\"' for the text), else taken as text"
-)
 
 
 class _Returns(str, Enum):
@@ -64,16 +60,8 @@ def _load(
     repo: Repository,
     entry: Entrypoint,
     *,
-    arg: Annotated[
-        list[str] | None,
-        typer.Option("--arg", metavar="VALUE", show_default=False, help=f"A positional argument. {_VALUE}."),
-    ] = None,
-    kwarg: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--kwarg", metavar="KEY=VALUE", show_default=False, help="A keyword argument; VALUE as for --arg."
-        ),
-    ] = None,
+    arg: Arg = None,
+    kwarg: Kwarg = None,
     source: Source = None,
     threads: Annotated[
         int | None, typer.Option(metavar="N", show_default=False, help="Threads of torch in the worker.")
@@ -92,8 +80,7 @@ def _load(
 
     It is loaded in a worker process, which ends with the command; what it prints goes to stderr.
     """
-    args = [_value(text, "--arg") for text in arg or []]
-    kwargs = _keywords(kwarg or [])
+    args, kwargs = read_arguments(arg, kwarg)
     try:
         isolation = Isolation(threads=threads, timeout_s=timeout)
     except ValueError as error:
@@ -129,29 +116,6 @@ def _load(
             answer.json(report)
         else:
             answer.rich(f"{entry} of {worker.label}\n", _facts(report), "", _times(report))
-
-
-def _keywords(texts: list[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not key or not equals:
-            raise typer.BadParameter(f"{text!r} is not KEY=VALUE.", param_hint="--kwarg")
-        if key in found:
-            raise typer.BadParameter(f"{key!r} is given twice.", param_hint="--kwarg")
-        found[key] = _value(value, "--kwarg")
-    return found
-
-
-def _value(text: str, option: str) -> Any:
-    if text in ("True", "False", "None"):
-        # As a text "False" would count as true, and nobody would see why.
-        json = {"True": "true", "False": "false", "None": "null"}[text]
-        raise typer.BadParameter(f"{text} in JSON is {json}; for the text write '\"{text}\"'.", param_hint=option)
-    try:
-        return jsonlib.loads(text)
-    except (ValueError, RecursionError):
-        return text
 
 
 def _facts(report: dict[str, Any]) -> Table:

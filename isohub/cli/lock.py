@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from isohub.cli.load import _keywords as keywords_of
+from isohub.cli.arguments import keywords_of
 from isohub.cli.options import Json, Source, SourceName, Traceback, source_of
 from isohub.cli.running import running
 from isohub.errors import LockError

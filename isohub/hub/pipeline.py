@@ -34,6 +34,7 @@ class Request:
         skip_validation: Whether to take a commit that the repository's branches and tags cannot reach.
         verbose: Whether to say where the files come from.
         lock: A lock file to hold it against; None for that of `ISOHUB_LOCK`, if there is one.
+        explicit_trust: Whether what its code makes is to run in this process; see `trust.require_explicit`.
     """
 
     ref: RepoRef
@@ -42,6 +43,7 @@ class Request:
     skip_validation: bool = False
     verbose: bool = True
     lock: str | os.PathLike[str] | None = None
+    explicit_trust: bool = False
 
     def checkout(self) -> Checkout:
         """Return the files, of which hubconf.py is one.
@@ -57,6 +59,8 @@ class Request:
         with trace.step("hub.checkout", repo=str(self.ref)), using(self.lock):
             resolved = resolve(self.ref, cache, force_reload=self.force_reload, skip_validation=self.skip_validation)
             decision = trust.decide(self.ref, resolved.commit, self.trust_repo)
+            if self.explicit_trust:
+                trust.require_explicit(decision, self.ref, resolved.commit)
             checkout = fetch(resolved, cache, force_reload=self.force_reload, verbose=self.verbose)
             # Only now: a repository that could not be had is not written down as trusted.
             trust.remember(decision)

@@ -32,7 +32,17 @@ from isohub.hub.cache import hub_dir
 from isohub.hub.trust_list import GITHUB, Entry
 from isohub.refs import RepoRef
 
-__all__ = ["ENV_TRUST", "OWNERS", "Decision", "Trust", "built_in", "decide", "from_environment", "remember"]
+__all__ = [
+    "ENV_TRUST",
+    "OWNERS",
+    "Decision",
+    "Trust",
+    "built_in",
+    "decide",
+    "from_environment",
+    "remember",
+    "require_explicit",
+]
 
 _logger = getLogger("isohub.hub")
 
@@ -108,6 +118,33 @@ def remember(decision: Decision) -> None:
         trust_list.add(decision.entry, decision.folder)
     except OSError as error:
         _logger.warning("cannot write down that %s is trusted: %s", decision.entry, error)
+
+
+def require_explicit(decision: Decision, repo: RepoRef, commit: str | None = None) -> None:
+    """Refuse a repository that nobody has trusted in so many words: its code would run in this very process.
+
+    Enough are a repository of this machine, `trust_repo=True`, a yes on the terminal, the lists and
+    `ISOHUB_TRUST`. Not enough is what torch.hub lets through by itself: its own owners, and folders that an
+    older one has left.
+
+    Raises:
+        UntrustedRepoError: Nobody has said so.
+        RefError: `ISOHUB_TRUST` cannot be read.
+    """
+    if decision.reason not in ("owner", "folder"):
+        return
+    if any(entry.covers(repo, commit) for entry in (*trust_list.entries(decision.folder), *from_environment())):
+        return
+    entry = Entry.of(repo)
+    why = "its owner is one that torch.hub trusts" if decision.reason == "owner" else "torch.hub once fetched it"
+    raise UntrustedRepoError(
+        f"The code of {entry} may run in a worker since {why}. TorchScript and exported programs run in this process "
+        "itself, and nobody has said that this repository may. If you trust it, say so in one of these ways: "
+        f"(a) isohub trust add {entry}; (b) the variable {ENV_TRUST}={entry}; (c) trust_repo=True. "
+        'returns="module" and "state_dict" need no more than they have.',
+        repo=str(entry),
+        commit=commit,
+    )
 
 
 def from_environment() -> tuple[Entry, ...]:

@@ -155,19 +155,13 @@ class _Computed(torch.autograd.Function):
     """The worker's part of the graph: outputs from leaves."""
 
     @staticmethod
-    def forward(ctx: Any, graph: RemoteGraph, make: Callable[[], list[torch.Tensor]], anchor: Any, *_: Any) -> Any:
+    def forward(ctx: Any, graph: RemoteGraph, make: Callable[[], list[torch.Tensor]], *_: Any) -> Any:
         ctx.graph = graph
-        # A checkpoint around the call runs it once more when something that was saved is asked for.
-        ctx.save_for_backward(anchor)
-        ctx.is_first = True
         ctx.set_materialize_grads(False)
         return tuple(make())
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        if ctx.is_first:
-            _ = ctx.saved_tensors
-            ctx.is_first = False
         return None, None, None, *ctx.graph.backward(gradients, ctx.needs_input_grad[3:])
 
 

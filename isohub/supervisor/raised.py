@@ -7,7 +7,7 @@ import contextlib
 import re
 
 from isohub import errors
-from isohub.errors import EntrypointError, MissingDependencyError, RemoteError
+from isohub.errors import ArtifactError, EntrypointError, MissingDependencyError, RemoteError
 from isohub.wire.messages import Cause, Raised
 
 __all__ = ["clean", "exception"]
@@ -74,6 +74,8 @@ def _ours(cause: Cause, message: str) -> Exception:
         return EntrypointError(message, entrypoint=texts[0], available=texts[1:])
     if cause.ours == "MissingDependencyError":
         return MissingDependencyError(message, names=texts)
+    if cause.ours == "ArtifactError" and len(texts) == 3:
+        return ArtifactError(message, entrypoint=texts[0], compiler=texts[1], compiler_message=texts[2])
     kind: type[errors.IsohubError] = getattr(errors, cause.ours)
     return kind(message)
 

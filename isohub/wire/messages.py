@@ -184,7 +184,9 @@ class Request(Struct, tag=True, frozen=True, kw_only=True, omit_defaults=True):
         path: With which sub-module of it.
         name: Attribute, method or entrypoint.
         returns: For `build`: what is wanted back.
-        payload: A tuple `(args, kwargs)`.
+        metadata: For `build`: what to write into files that the code saves, texts by name.
+        payload: A tuple `(args, kwargs)`; for a `build` of an artifact its `args` are those of the
+            entrypoint, its keyword arguments, and the example inputs or None.
         state: Modes of torch to take on.
         changes: What was done to module trees since the last request.
         released: (handle, how often it was received): the parent holds them no more.
@@ -197,7 +199,8 @@ class Request(Struct, tag=True, frozen=True, kw_only=True, omit_defaults=True):
     handle: int = 0
     path: str = ""
     name: str = ""
-    returns: Literal["module", "state_dict"] = "module"
+    returns: Literal["module", "state_dict", "torchscript", "export"] = "module"
+    metadata: dict[str, str] = {}
     payload: Payload = Payload()
     state: TorchState | None = None
     changes: list[TreeChange] = []

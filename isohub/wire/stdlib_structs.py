@@ -43,8 +43,8 @@ class Struct:
         cls._tag = cls.__name__ if tag is True else tag or None
         cls._omit_defaults = omit_defaults
         for name, default in list(vars(cls).items()):
-            if type(default) is list:  # a list of its own for each struct
-                setattr(cls, name, dataclasses.field(default_factory=list))
+            if type(default) in (list, dict) and not name.startswith("_"):  # one of its own for each struct
+                setattr(cls, name, dataclasses.field(default_factory=type(default)))
         dataclasses.dataclass(frozen=frozen, kw_only=kw_only)(cls)
 
 
@@ -97,9 +97,9 @@ def _object_json(members: dict[str, Any]) -> str:
 
 
 def _is_default(kind: Any, name: str, value: object) -> bool:
-    # As msgspec: the very object that is the default, or an empty list where each struct has its own.
+    # As msgspec: the very object that is the default, or an empty list or dict where each struct has its own.
     field = _fields(kind)[name]
-    return value is field.default or (field.default_factory is list and value == [])
+    return value is field.default or (field.default_factory in (list, dict) and not value)
 
 
 def _float_json(value: float) -> str:

@@ -171,6 +171,10 @@ class Border:
         packer.modules.append(export.describe(packer, module, handle, self.objects))
         return self._complete(packer.pack(None), packer)
 
+    def move(self, tensors: list[Any]) -> None:
+        """Move tensors into shared memory for good, under the feet of whoever holds them."""
+        self._move(tensors)
+
     def method(self, handle: int, path: str, name: str) -> Payload:
         """Say a bound method of an object that the parent has a handle of."""
         return Payload(Ref("method", handle, path, name))

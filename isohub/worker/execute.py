@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from isohub.wire.messages import Payload, Request
-from isohub.worker import devices, export, state
+from isohub.worker import artifacts, devices, export, state
 from isohub.worker.border import Border
 from isohub.worker.callbacks import Callbacks
 from isohub.worker.hubconf import Hubconf
+from isohub.worker.savers import Savers
 
 __all__ = ["Executor"]
 
@@ -29,6 +30,8 @@ class Executor:
         self._hubconf = hubconf
         self._border = border
         self._callbacks = callbacks
+        self._savers = Savers()
+        self._savers.take_over()
 
     def execute(self, request: Request) -> Payload:
         """Do what the request says and return its result.
@@ -64,9 +67,15 @@ class Executor:
     def _build(self, request: Request) -> Payload:
         entry = self._hubconf.find(request.name)
         args, kwargs = self._border.unpack(request.payload)
-        result = entry(*args, **kwargs)
+        example: Any = None
+        if request.returns in ("torchscript", "export"):
+            args, kwargs, example = args
+        with self._savers.building(request.metadata):
+            result = entry(*args, **kwargs)
         if request.returns == "state_dict":
             result = _state_dict(result, request.name)
+        if request.returns in ("torchscript", "export"):
+            result = artifacts.take_apart(request.returns, result, example, request.name, self._border.move)
         return self._border.pack(result, moving=True)
 
     def _method(self, request: Request) -> Payload:

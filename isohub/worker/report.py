@@ -29,6 +29,8 @@ def cause(error: BaseException) -> Cause:
         args = [error.entrypoint, *error.available]
     if isinstance(error, errors.MissingDependencyError):
         args = list(error.names)
+    if isinstance(error, errors.ArtifactError):
+        args = [error.entrypoint, error.compiler, _cut(error.compiler_message)]
     return Cause(
         type_name=f"{kind.__module__}.{kind.__qualname__}" if kind.__module__ != "builtins" else kind.__name__,
         builtin=builtin.__name__,

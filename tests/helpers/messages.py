@@ -91,7 +91,8 @@ FROM_PARENT: dict[str, FromParent] = {
         pycache=None, threads=2, setup=b"\x80\x05N.",
     ),
     "request": Request(
-        verb="build", handle=3, path="encoder.0", name="resnet18", returns="state_dict", payload=_PAYLOAD,
+        verb="build", handle=3, path="encoder.0", name="resnet18", returns="state_dict",
+        metadata={"repo": "owner/name", "commit": "1a2b3c4"}, payload=_PAYLOAD,
         state=TorchState(False, True, "float64", "bfloat16", b"\x00\x01\xff"),
         changes=[TreeChange(8, [0, 2], [(1, False)], ["", "head"]), TreeChange(9, [], [])], released=[(7, 2), (9, 1)],
         freed=[(1, 0)], segments=[(4, 1 << 24)],

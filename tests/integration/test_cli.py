@@ -109,7 +109,7 @@ class TestStart:
 
         assert [done.returncode, done.stderr] == [0, ""]
         commands = [line.split()[0] for line in done.stdout.partition("Commands:")[2].splitlines() if line]
-        assert commands == ["list", "help", "load", "lock", "prefetch", "demo", "cache", "trust"]
+        assert commands == ["list", "help", "load", "export", "inspect", "lock", "prefetch", "demo", "cache", "trust"]
         assert "..." not in done.stdout.partition("Commands:")[2]
         assert max(map(len, done.stdout.splitlines())) <= 80
 

@@ -77,6 +77,20 @@ def test_untrusted_repository_does_not_run(host: GitHost):
     assert not list(Path(isohub.get_dir()).glob("*trusted_list"))
 
 
+def test_torchscript_is_for_trust_in_so_many_words(host: GitHost):
+    """A repository of another machine gives TorchScript when it is trusted, and from then on."""
+    repo = f"{host.url}/owner/net:v1"
+
+    with pytest.raises(UntrustedRepoError, match="trust"):
+        isohub.load(repo, "net", returns="torchscript")
+    assert isohub.workers() == []
+
+    script = isohub.load(repo, "net", returns="torchscript", trust_repo=True)
+    assert weight(script) == 1.0
+    assert (script.isohub.repo, script.isohub.ref) == ("owner/net", "v1")
+    assert weight(isohub.load(repo, "net", returns="torchscript")) == 1.0
+
+
 def test_lock_refuses_another_commit(host: GitHost, tmp_path: Path):
     """With a lock, a load of another commit than the locked one is refused."""
     path = tmp_path / "isohub.lock"

@@ -14,6 +14,11 @@ assert_type(model, Any)
 isohub.load(Path("folder"), "entry", isolate=isohub.Isolation(threads=1, timeout_s=30, env={"A": "b", "C": None}))
 isohub.load("folder", "entry", source="local", isolate=False, returns="state_dict")
 
+isohub.load("owner/name", "entry", returns="torchscript", example_inputs=(1, 2))
+isohub.load("owner/name", "entry", returns="onnx")  # type: ignore[arg-type]
+assert_type(isohub.save({}, Path("file")), None)
+isohub.set_metadata_hook(lambda fields: {"team": fields["repo"]})
+
 assert_type(isohub.list("owner/name"), list[str])
 assert_type(isohub.help("owner/name", "entry"), "str | None")
 assert_type(isohub.workers(), list[isohub.Worker])

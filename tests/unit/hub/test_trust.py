@@ -15,7 +15,7 @@ import torch
 
 from isohub.errors import RefError, UntrustedRepoError
 from isohub.hub import trust, trust_list
-from isohub.hub.trust import decide, remember
+from isohub.hub.trust import decide, remember, require_explicit
 from isohub.hub.trust_list import Entry
 from isohub.refs import RepoRef
 
@@ -202,7 +202,7 @@ def test_unwritable_list_does_not_fail_the_load(folder: Path, caplog: pytest.Log
 
 ASK = """
 import sys
-from isohub.hub.trust import decide, remember
+from isohub.hub.trust import decide, remember, require_explicit
 from isohub.refs import RepoRef
 value = {"False": False, "check": "check"}[sys.argv[2]]
 try:
@@ -312,3 +312,35 @@ def test_threads_are_asked_nothing_without_a_terminal(folder: Path) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(ask, range(4))) == ["UntrustedRepoError"] * 4
+
+
+# ---------------------------------------------------------------------------- code that is to run in this process
+
+
+@pytest.mark.parametrize("text", ["pytorch/vision:main", "ada/models:v1"], ids=["owner", "folder"])
+def test_what_torch_hub_lets_through_is_not_explicit(folder: Path, monkeypatch, text: str) -> None:
+    """torch.hub's owners and folders may run in a worker; for this process somebody has to say it."""
+    (folder / "ada_models_v1").mkdir()
+    repo = RepoRef.parse(text)
+    name = f"{repo.owner}/{repo.name}"
+
+    with pytest.raises(UntrustedRepoError) as caught:
+        require_explicit(decide(repo, COMMIT, "check", folder), repo, COMMIT)
+
+    assert (caught.value.repo, caught.value.commit) == (name, COMMIT)
+    for way in (f"isohub trust add {name}", f"ISOHUB_TRUST={name}", "trust_repo=True"):
+        assert way in str(caught.value)
+    require_explicit(decide(repo, COMMIT, True, folder), repo, COMMIT)
+    monkeypatch.setenv("ISOHUB_TRUST", f"{name}@{COMMIT}")
+    require_explicit(decide(repo, COMMIT, "check", folder), repo, COMMIT)
+    with pytest.raises(UntrustedRepoError):
+        require_explicit(decide(repo, OTHER, "check", folder), repo, OTHER)
+    monkeypatch.delenv("ISOHUB_TRUST")
+    trust_list.add(Entry.parse(name), folder)
+    require_explicit(decide(repo, OTHER, "check", folder), repo, OTHER)
+
+
+def test_own_repositories_are_explicit(folder: Path, tmp_path: Path) -> None:
+    """What is this machine's own may make what runs in this process."""
+    for repo in (RepoRef.parse(tmp_path), RepoRef.parse("git+file:///srv/models.git@v1")):
+        require_explicit(decide(repo, None, "check", folder), repo)
