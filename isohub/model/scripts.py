@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from isohub.model.objects import ask
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 __all__ = ["is_script", "look_again"]
 
 
-def is_script(module: IsolatedModule) -> bool:
-    """Return whether the worker's module is a ScriptModule."""
-    return module._isohub_node.type_name.startswith("torch.jit.")
+def is_script(module: Any) -> bool:
+    """Return whether what an isolated module stands for is a ScriptModule."""
+    return str(module._isohub_node.type_name).startswith("torch.jit.")
 
 
 def look_again(module: IsolatedModule) -> None:

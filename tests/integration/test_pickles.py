@@ -107,11 +107,11 @@ def run(script: str, *arguments: object) -> Any:
 def test_random_generators_stay_where_they_were(repo: str, forkserver: int):
     """Reading a pickle of a module or an object draws from no random generator of the program."""
     pickles = [pickle.dumps(isohub.load(repo, "net")), pickle.dumps(isohub.load(repo, "pair")["tools"][0])]
-    before = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002 - it is the global one
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()
 
     read = [pickle.loads(data) for data in pickles]
 
-    assert_same(before, (torch.get_rng_state(), random.getstate(), np.random.get_state()))  # noqa: NPY002
+    assert_same(before, (torch.get_rng_state(), random.getstate(), np.random.get_state()))
     assert read[1]("a") == [97]
 
 
