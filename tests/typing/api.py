@@ -13,6 +13,7 @@ model = isohub.load("owner/name:ref", "entry", 1, source="github", key="value")
 assert_type(model, Any)
 isohub.load(Path("folder"), "entry", isolate=isohub.Isolation(threads=1, timeout_s=30, env={"A": "b", "C": None}))
 isohub.load("folder", "entry", source="local", isolate=False, returns="state_dict")
+assert_type(isohub.run_in(model, lambda module, x, *, scale: scale * module(x), 1, scale=2), Any)
 
 assert_type(isohub.list("owner/name"), list[str])
 assert_type(isohub.help("owner/name", "entry"), "str | None")
@@ -31,5 +32,6 @@ except isohub.errors.BrokenWorkerError as error:
     assert_type(error.exit_code, "int | None")
     assert_type(error.stderr_tail, tuple[str, ...])
 
+isohub.run_in(model, "no function")  # type: ignore[arg-type]
 isohub.load(3, "entry")  # type: ignore[arg-type]
 isohub.Isolation("positional")  # type: ignore[call-arg, arg-type]
