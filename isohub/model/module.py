@@ -261,6 +261,8 @@ class IsolatedModule(nn.Module):
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Add a parameter, here and in the worker; it stays the one that was given, in the worker's memory."""
+        if sys._getframe(1).f_globals.get("__name__") == "torch.nn.utils.prune":
+            raise _elsewhere(name)  # it would go on to take the old one out of `_parameters`
         ask(self, "method", name, param, name="register_parameter")
 
     def register_buffer(self, name: str, tensor: torch.Tensor | None, persistent: bool = True) -> None:
@@ -325,7 +327,7 @@ def _is_for_fx(args: Any, kwargs: Any) -> bool:
 
 def _elsewhere(name: str) -> LocalProtocolError:
     return LocalProtocolError(
-        f"{name} of an isolated module cannot be exchanged here, as torch.nn.utils.parametrize does: have the "
+        f"{name} of an isolated module cannot be exchanged here, as torch.nn.utils does it: have the "
         "function run on the worker's own module, isohub.run_in(module, function, ...)",
         where=name,
     )

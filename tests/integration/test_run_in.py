@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations, parametrize, prune
 
 import isohub
 from isohub.errors import LocalProtocolError, RemoteError
@@ -194,6 +195,28 @@ def test_graph_module_of_torch_fx(repo: str, forkserver: int):
     for whole in (model, nn.Sequential(model)):
         with pytest.raises(LocalProtocolError, match=r"isohub.run_in\(model, torch.fx.symbolic_trace\)"):
             torch.fx.symbolic_trace(whole)
+
+
+@pytest.mark.parametrize(
+    "exchange",
+    [
+        lambda module: prune.l1_unstructured(module, "weight", 0.5),
+        lambda module: parametrize.register_parametrization(module, "weight", nn.Tanh()),
+        lambda module: functional_call(module, {"weight": torch.ones(2, 4)}, (X,)),
+    ],
+    ids=["prune", "parametrize", "functional_call"],
+)
+def test_exchange_from_here_is_refused_and_leaves_nothing(repo: str, forkserver: int, exchange: Callable[[Any], Any]):
+    """What exchanges a weight behind the module's back names run_in, and leaves the module as it was."""
+    model = isohub.load(repo, "net")
+    names, before = list(model.state_dict()), model(X).detach()
+
+    with pytest.raises(LocalProtocolError, match=r"isohub\.run_in\(module, function"):
+        exchange(model.head)
+
+    assert list(model.state_dict()) == names
+    assert_same(before, model(X).detach())
+    isohub.run_in(model.head, exchange)
 
 
 @pytest.mark.parametrize("target", [None, nn.Linear(2, 2), "head", torch.ones(2)], ids=lambda one: type(one).__name__)
