@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from isohub.hub.download import download_url_to_file
     from isohub.hub.weights import load_state_dict_from_url
     from isohub.model.module import IsolatedModule
-    from isohub.model.objects import RemoteObject
+    from isohub.model.objects import RemoteObject, run_in
     from isohub.model.saving import save
     from isohub.options import Isolation
     from isohub.refs import RepoRef

@@ -20,7 +20,7 @@ from isohub.model import artifacts
 from isohub.model.artifacts import Returns
 from isohub.model.in_process import load_in_process
 from isohub.model.proxies import ProxyTable
-from isohub.model.recipe import Recipe, remember
+from isohub.model.recipe import Recipe, remember, undrawn
 from isohub.model.tree import stamp
 from isohub.options import Isolation
 from isohub.refs import RepoRef
@@ -379,7 +379,8 @@ def _load_again(
     repo = Repo(str(ref), isolate=isolation, skip_validation=True, verbose=False)
     repo.checkout = replace(repo.checkout, ref_name=ref_name)
     entrypoint, args, kwargs = call
-    return (repo.load(entrypoint, *args, **kwargs),)
+    with undrawn():
+        return (repo.load(entrypoint, *args, **kwargs),)
 
 
 def _isolation(isolate: bool | Isolation) -> Isolation | None:

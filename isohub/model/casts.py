@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -10,11 +11,12 @@ from torch import nn
 
 from isohub.errors import LocalProtocolError
 from isohub.model.objects import ask
+from isohub.model.scripts import look_again
 
 if TYPE_CHECKING:
     from isohub.model.module import IsolatedModule
 
-__all__ = ["apply", "move", "named_cast", "to"]
+__all__ = ["apply", "move", "named_cast", "to", "to_empty"]
 
 _Function = Callable[[torch.Tensor], torch.Tensor]
 
@@ -23,7 +25,8 @@ def named_cast(module: IsolatedModule, method: str, dtype: torch.dtype) -> None:
     """Do `module.half()` and its like, by the method of that name of the worker's module."""
     # Complex tensors stay as they are, unlike in `to`.
     if not all(tensor.dtype is dtype for tensor in _tensors(module) if tensor.is_floating_point()):
-        ask(module, "apply", name=method)
+        with _gradients_too(module, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor):
+            ask(module, "apply", name=method)
 
 
 def to(module: IsolatedModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -40,14 +43,24 @@ def to(module: IsolatedModule, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     if memory_format is not None:
         options["memory_format"] = memory_format
     tensors = _tensors(module)
+
+    def convert(gradient: torch.Tensor) -> torch.Tensor:
+        if memory_format is not None and gradient.dim() in (4, 5):
+            return gradient.to(device, dtype, memory_format=memory_format)
+        return gradient.to(device, dtype)
+
     if device is not None and (device.type != "cpu" or any(tensor.is_meta for tensor in tensors)):
-        move(module, "to", device, device, *([] if dtype is None else [dtype]), **options)
+        # A gradient of this side cannot go to the worker's own device.
+        with _gradients_too(module, convert if device.type == "meta" else None):
+            move(module, "to", device, device, *([] if dtype is None else [dtype]), **options)
         return
     cast = [tensor for tensor in tensors if tensor.is_floating_point() or tensor.is_complex()]
     if memory_format is not None:
-        ask(module, "apply", name="to", kwargs={"dtype": dtype, **options})
+        with _gradients_too(module, convert):
+            ask(module, "apply", name="to", kwargs={"dtype": dtype, **options})
     elif dtype is not None and not all(tensor.dtype is dtype for tensor in cast):
-        ask(module, "apply", dtype, name="to")
+        with _gradients_too(module, convert):
+            ask(module, "apply", dtype, name="to")
 
 
 def move(module: IsolatedModule, method: str, device: torch.device, /, *args: Any, **kwargs: Any) -> None:
@@ -57,6 +70,21 @@ def move(module: IsolatedModule, method: str, device: torch.device, /, *args: An
         RuntimeError: The worker has no such device.
     """
     ask(module, "state", method, device, *args, name="move", kwargs=kwargs)
+    look_again(module)
+
+
+def to_empty(module: IsolatedModule, device: torch.device, *, recurse: bool) -> None:
+    """Do `module.to_empty(device=device, recurse=recurse)`.
+
+    Raises:
+        RuntimeError: The worker has no such device.
+    """
+
+    def empty(gradient: torch.Tensor) -> torch.Tensor:
+        return torch.empty_like(gradient, device=device)
+
+    with _gradients_too(module, empty if device.type in ("cpu", "meta") else None, recurse=recurse):
+        move(module, "to_empty", device, device=device, recurse=recurse)
 
 
 def apply(module: IsolatedModule, function: _Function, *, recurse: bool) -> None:
@@ -74,7 +102,7 @@ def apply(module: IsolatedModule, function: _Function, *, recurse: bool) -> None
                for tensor in (*part._parameters.values(), *part._buffers.values()) if tensor is not None]  # fmt: skip
     effects = {key: _effect(function, *key) for key in {(one.dtype, one.dim(), one.is_meta) for one in tensors}}
     if all(effect is None for effect in effects.values()):
-        with torch.no_grad():
+        with torch.no_grad(), _gradients_too(module, function, recurse=recurse):
             for tensor in {id(one): one for one in tensors}.values():
                 function(tensor)
         return
@@ -85,10 +113,39 @@ def apply(module: IsolatedModule, function: _Function, *, recurse: bool) -> None
     if len({old for old, _ in dtypes}) != len(dtypes) or len(devices) > 1 or len(formats) > 1:
         raise _unlike("it casts tensors of one dtype to several")
     if dtypes or devices or formats:
-        ask(
-            module, "state", sorted(dtypes, key=str), next(iter(devices), None), next(iter(formats), None), recurse,
-            name="cast",
-        )  # fmt: skip
+        where = next(iter(devices), None)
+        with _gradients_too(module, function if where is None or where.type == "meta" else None, recurse=recurse):
+            ask(
+                module, "state", sorted(dtypes, key=str), where, next(iter(formats), None), recurse, name="cast"
+            )  # fmt: skip
+            look_again(module)
+
+
+@contextmanager
+def _gradients_too(module: IsolatedModule, function: _Function | None, *, recurse: bool = True) -> Iterator[None]:
+    """Do to the gradients, which only this side has, what is done to the parameters meanwhile; as nn.Module does.
+
+    Args:
+        module: The module.
+        function: What to do; None to leave them alone.
+        recurse: Whether to the parts below, too.
+    """
+    before = {
+        id(parameter): (part, name, parameter, parameter.grad)
+        for part in (module.modules() if recurse else [module])
+        for name, parameter in part._parameters.items() if parameter is not None
+    }  # fmt: skip
+    yield
+    for part, name, parameter, gradient in before.values():
+        now = part._parameters.get(name)
+        if function is None or gradient is None or now is None:
+            continue
+        with torch.no_grad():
+            changed = function(gradient)
+        if now is parameter:
+            gradient.data = changed
+        else:
+            now.grad = changed.requires_grad_(gradient.requires_grad)
 
 
 class _Effect(NamedTuple):

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.fx.proxy import Proxy
 
 from isohub.errors import LocalProtocolError, RemoteProtocolError
 from isohub.model import casts, copies, recipe, state
 from isohub.model.classes import class_of
 from isohub.model.objects import Lease, ask, get_attribute
+from isohub.model.scripts import is_script, look_again
 from isohub.wire.specs import ModuleNode
 
 if TYPE_CHECKING:
@@ -109,7 +111,7 @@ class IsolatedModule(nn.Module):
         Tensors are copied once on the way there, and not at all on the way back.
 
         Raises:
-            LocalProtocolError: An argument cannot cross, or torch.jit.trace is at work.
+            LocalProtocolError: An argument cannot cross, or torch.jit.trace or torch.fx is at work.
             BrokenWorkerError: The worker is dead, or dies meanwhile.
             Exception: What the repository's code raised.
         """
@@ -117,6 +119,12 @@ class IsolatedModule(nn.Module):
             raise LocalProtocolError(
                 "torch.jit.trace cannot follow a module into its worker: "
                 'isohub.load(..., returns="torchscript") gives one that has no worker'
+            )
+        if _is_for_fx(args, kwargs):
+            raise LocalProtocolError(
+                "torch.fx cannot follow a module into its worker: have it traced there, "
+                "isohub.run_in(model, torch.fx.symbolic_trace), or ask for a module that has no worker, "
+                'isohub.load(..., returns="export") or returns="torchscript"'
             )
         # torch.compile cannot look into another process: it leaves this as it is, and compiles what is around.
         if "torch._dynamo" in sys.modules:
@@ -184,8 +192,7 @@ class IsolatedModule(nn.Module):
         Raises:
             RuntimeError: The worker has no such device.
         """
-        where = torch.device("cpu" if device is None else device)
-        casts.move(self, "to_empty", where, device=where, recurse=recurse)
+        casts.to_empty(self, torch.device("cpu" if device is None else device), recurse=recurse)
         return self
 
     def share_memory(self) -> IsolatedModule:
@@ -238,6 +245,8 @@ class IsolatedModule(nn.Module):
                 return  # the end of `model.weight -= step`, which wrote in place
         # The worker says what has become of the module, and its own rules refuse what makes no sense.
         ask(self, "setattr", value, name=name)
+        if is_script(self):
+            look_again(self)
         recipe.note_attribute(self, name, value)
 
     register_forward_pre_hook = _registering("register_forward_pre_hook")
@@ -252,6 +261,8 @@ class IsolatedModule(nn.Module):
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Add a parameter, here and in the worker; it stays the one that was given, in the worker's memory."""
+        if sys._getframe(1).f_globals.get("__name__") == "torch.nn.utils.prune":
+            raise _elsewhere(name)  # it would go on to take the old one out of `_parameters`
         ask(self, "method", name, param, name="register_parameter")
 
     def register_buffer(self, name: str, tensor: torch.Tensor | None, persistent: bool = True) -> None:
@@ -307,9 +318,16 @@ class IsolatedModule(nn.Module):
         return recipe.reduce_module(self)
 
 
+def _is_for_fx(args: Any, kwargs: Any) -> bool:
+    """Return whether these are what torch.fx traces with. For a root it has one proxy for all of `*args`."""
+    if isinstance(args, Proxy) or isinstance(kwargs, Proxy):
+        return True
+    return any(isinstance(value, Proxy) for value in (*args, *kwargs.values()))
+
+
 def _elsewhere(name: str) -> LocalProtocolError:
     return LocalProtocolError(
-        f"{name} of an isolated module cannot be exchanged here, as torch.nn.utils.parametrize does: have the "
+        f"{name} of an isolated module cannot be exchanged here, as torch.nn.utils does it: have the "
         "function run on the worker's own module, isohub.run_in(module, function, ...)",
         where=name,
     )

@@ -7,8 +7,11 @@ the entrypoint and its arguments, where in the result the thing was, and for a m
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from isohub.errors import LocalProtocolError
 from isohub.model.weights import Weights
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "OURS", "Origin", "Recipe", "inherit", "members_of", "note_attribute", "reduce_module", "reduce_object", "remember",
+    "undrawn",
 ]  # fmt: skip
 
 # What a mirror has from the worker's module. All else in it (hooks, above all) was put there on this side.
@@ -126,6 +130,14 @@ def note_attribute(proxy: Any, name: str, value: object) -> None:
         origin.attributes[proxy._isohub_path, name] = value
 
 
+def undrawn() -> AbstractContextManager[None]:
+    """Leave torch's random generator as it was: to read a pickle of a plain module draws no numbers.
+
+    Those of Python and NumPy are the worker's own, and the ones here never move.
+    """
+    return torch.random.fork_rng(devices=[])
+
+
 def reduce_object(proxy: Any) -> tuple[Any, ...]:
     """Return what pickle needs to make an object in a worker again.
 
@@ -179,8 +191,9 @@ def reduce_module(module: IsolatedModule) -> tuple[Any, ...]:
 
 def _object_again(result: tuple[Any], place: tuple[Any, ...], set_since: list[tuple[str, Any]]) -> Any:
     made = _at(result[0], place)
-    for name, value in set_since:
-        setattr(made, name, value)
+    with undrawn():
+        for name, value in set_since:
+            setattr(made, name, value)
     return made
 
 
@@ -197,7 +210,8 @@ def _module_again(
 ) -> Any:
     place, path = where
     module = _at(result[0], place).get_submodule(path)
-    weights.restore(module, set_since)
+    with undrawn():
+        weights.restore(module, set_since)
     for part, name, value in set_since:
         note_attribute(module.get_submodule(part), name, value)
     for name, members in hooks.items():

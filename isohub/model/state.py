@@ -17,6 +17,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 
 from isohub.errors import RemoteProtocolError, WorkerError
 from isohub.model.objects import ask
+from isohub.model.scripts import look_again
 
 if TYPE_CHECKING:
     from isohub.model.module import IsolatedModule
@@ -65,6 +66,8 @@ def load_state_dict(module: IsolatedModule, state: Any, args: tuple[Any, ...], k
             flags,
             name="load_state_dict",
         )
+        if assign:
+            look_again(module)
     except BaseException:
         _put_back(taken)
         if taken and can_ask(module):
@@ -106,6 +109,8 @@ def load_from_state_dict(  # noqa: PLR0917 - torch's own signature
     taken = _take_parameters(module, below, prefix, recurse=False) if assign else []
     try:
         answer = ask(module, "state", below, prefix, dict(local_metadata), (strict, flags), name="load_own")
+        if assign:
+            look_again(module)
     finally:
         _put_back(taken)
     if not isinstance(answer, tuple) or len(answer) != 5 or not isinstance(answer[4], dict):

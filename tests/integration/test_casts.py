@@ -92,6 +92,27 @@ def test_cast_is_that_in_process(repo: str, forkserver: int, cast: str, in_conta
 
 
 @pytest.mark.parametrize("in_container", [False, True], ids=["alone", "in a container"])
+@pytest.mark.parametrize("cast", [*CASTS, "to meta", "written in place"])
+def test_gradients_are_cast_with_their_parameters(repo: str, forkserver: int, cast: str, in_container: bool):
+    """Gradients that are there go through a cast as in process: the same values, dtypes, strides and objects."""
+    casts = {
+        **CASTS,
+        "to meta": lambda module: module.to("meta"),
+        "written in place": lambda module: module._apply(lambda tensor: tensor.fill_(2)),
+    }
+    seen = []
+    for one in both(repo):
+        one(torch.linspace(-1, 1, 150).reshape(2, 3, 5, 5)).square().sum().backward()
+        before = {name: parameter.grad for name, parameter in one.named_parameters()}
+        casts[cast](nn.Sequential(one) if in_container else one)
+        after = {name: parameter.grad for name, parameter in one.named_parameters()}
+        seen.append((after, [name for name in before if before[name] is after[name]]))
+
+    assert_same(*seen)
+    assert seen[1][0]["conv.weight"] is not None
+
+
+@pytest.mark.parametrize("in_container", [False, True], ids=["alone", "in a container"])
 @pytest.mark.parametrize(
     "move", [lambda module: module.to("meta"), lambda module: module.to_empty(device="meta")], ids=["to", "to_empty"]
 )

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import random
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -100,6 +102,17 @@ def run(script: str, *arguments: object) -> Any:
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_random_generators_stay_where_they_were(repo: str, forkserver: int):
+    """Reading a pickle of a module or an object draws from no random generator of the program."""
+    pickles = [pickle.dumps(isohub.load(repo, "net")), pickle.dumps(isohub.load(repo, "pair")["tools"][0])]
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()
+
+    read = [pickle.loads(data) for data in pickles]
+
+    assert_same(before, (torch.get_rng_state(), random.getstate(), np.random.get_state()))
+    assert read[1]("a") == [97]
 
 
 def test_module_comes_back_as_it_was(repo: str, forkserver: int):

@@ -13,6 +13,7 @@ model = isohub.load("owner/name:ref", "entry", 1, source="github", key="value")
 assert_type(model, Any)
 isohub.load(Path("folder"), "entry", isolate=isohub.Isolation(threads=1, timeout_s=30, env={"A": "b", "C": None}))
 isohub.load("folder", "entry", source="local", isolate=False, returns="state_dict")
+assert_type(isohub.run_in(model, lambda module, x, *, scale: scale * module(x), 1, scale=2), Any)
 
 isohub.load("owner/name", "entry", returns="torchscript", example_inputs=(1, 2))
 isohub.load("owner/name", "entry", returns="onnx")  # type: ignore[arg-type]
@@ -36,5 +37,6 @@ except isohub.errors.BrokenWorkerError as error:
     assert_type(error.exit_code, "int | None")
     assert_type(error.stderr_tail, tuple[str, ...])
 
+isohub.run_in(model, "no function")  # type: ignore[arg-type]
 isohub.load(3, "entry")  # type: ignore[arg-type]
 isohub.Isolation("positional")  # type: ignore[call-arg, arg-type]

@@ -72,14 +72,14 @@ def two_forwards_then_two_backwards(model: Any, x: Inputs) -> Any:
     return one, two, after_one
 
 
-@use(*ALL, "checkpointed", "rebinding")
+@use(*ALL, "checkpointed", "rebinding", summed_otherwise=("tied",))
 def used_twice_in_one_graph(model: Any, x: Inputs) -> Any:
     one, two = x.through(model), x.map(lambda tensor: -tensor).through(model)
     (loss_of(one) * loss_of(two)).backward()
     return one, two
 
 
-@use(*FEW, "tied")
+@use(*FEW, "tied", summed_otherwise=("tied",))
 def used_four_times_in_one_graph(model: Any, x: Inputs) -> Any:
     losses = [loss_of(x.map(lambda tensor, k=k: tensor * k).through(model)) for k in (1.0, 0.5, -1.0, 2.0)]
     torch.stack(losses).logsumexp(0).backward()
@@ -200,6 +200,8 @@ def without_gradients(model: Any, x: Inputs) -> Any:
 @use()
 def in_inference_mode(model: Any, x: Inputs) -> Any:
     with torch.inference_mode():
+        # What a model only hands back is a copy, and so one of this mode: let it be that in process, too.
+        x = Inputs(x.args, {name: value.clone() for name, value in x.kwargs.items()})
         output = x.through(model.eval())
         flags = [tensor.is_inference() for tensor in tensors_in(output)]
         values = [tensor.clone() for tensor in tensors_in(output)]
@@ -238,7 +240,10 @@ def clipping_by_value(model: Any, x: Inputs) -> Any:
     return nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
 
 
-@use("cnn", "unet", "scripted", "stochastic", "rebinding", may_refuse=True)
+@use(
+    "cnn", "unet", "scripted", "stochastic", "rebinding",
+    may_refuse=True, summed_otherwise=("cnn", "unet", "scripted", "stochastic"),
+)  # fmt: skip
 def double_backward(model: Any, x: Inputs) -> Any:
     asking = x.asking()
     (slope,) = torch.autograd.grad(loss_of(asking.through(model)), asking.floats, create_graph=True)
