@@ -123,6 +123,13 @@ class RemoteGraph:
                 "the result depends on a tensor that an earlier call was given and that this program has let go of "
                 "since: hold on to the inputs of the calls that a backward goes through, or detach the module's state"
             )
+        try:
+            return self._ask(gradients, needed)
+        except RemoteProtocolError:
+            self._lease.worker.kill()  # it lied: not in how it said something, but in what
+            raise
+
+    def _ask(self, gradients: tuple[torch.Tensor | None, ...], needed: tuple[bool, ...]) -> list[Any]:
         wanted = [index for index, need in enumerate(needed) if need]
         positions = [self._positions[index] for index in wanted]
         lease = self._lease

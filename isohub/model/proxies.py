@@ -101,7 +101,11 @@ class ProxyTable:
 
     def call(self, handle: int, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the mirror of a module, with its hooks."""
-        return self._module(Ref("module", handle, path))(*args, **kwargs)
+        tree = self._trees.get(handle)
+        mirror = None if tree is None else tree.mirror(path)
+        if mirror is None:
+            raise RemoteProtocolError(f"a call of module {handle}:{path[:200]!r}, which has no hooks here")
+        return mirror(*args, **kwargs)
 
     def settled(self) -> None:
         """Know that an exchange is over, with all that was asked within it."""

@@ -244,6 +244,8 @@ class Border:
     def close(self) -> None:
         """Let go of every segment; tensors that lie there keep what they need."""
         self._close_descriptors()
+        if hasattr(self, "proxies"):
+            self.proxies.settled()
         self._arena = Arena(self._grow)
         self._outbox.clear()
         self.residents = Residents()

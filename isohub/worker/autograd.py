@@ -17,6 +17,7 @@ import torch
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from isohub.errors import LocalProtocolError
 from isohub.shm.tensors import tensor_over
 from isohub.wire.messages import Graph, Numbered
 from isohub.worker.objects import Objects
@@ -58,7 +59,7 @@ class Graphs:
             return leaf
         # In the parent something computed it, so that code may write to it in place, as to no leaf.
         with torch.enable_grad():
-            entered: torch.Tensor = _Enter.apply(leaf)  # type: ignore[no-untyped-call]
+            entered: torch.Tensor = _Enter.apply(leaf, numbered.number)  # type: ignore[no-untyped-call]
         return entered
 
     def numbered(self, tensors: list[tuple[int, torch.Tensor]]) -> list[Numbered]:
@@ -101,7 +102,7 @@ class Graphs:
         # A node's Python object is the same only while somebody has it.
         seen: set[Any] = set()
         met: set[Any] = set()
-        ahead = [(edge.node, edge.output_nr) for edge in edges]
+        ahead: list[tuple[Any, int]] = [(edge.node, edge.output_nr) for edge in edges]
         while ahead:
             edge = ahead.pop()
             border = self._borders.get(edge)
@@ -115,6 +116,11 @@ class Graphs:
             if node in seen:
                 continue
             seen.add(node)
+            if isinstance(node, _Enter._backward_cls):
+                names.append((0, int(node.number)))  # type: ignore[attr-defined]
+                graph.entered.append(len(graph.sources))
+                graph.sources.append(GradientEdge(*edge))
+                continue
             following = node.next_functions
             if following:
                 graph.claim(node)
@@ -145,12 +151,14 @@ class _Graph:
     Attributes:
         sources: What the parent can ask gradients of: leaves, and outputs of earlier graphs of the exchange,
             with which the parent's graph goes on, so that this one ends there.
+        entered: Which of the sources are tensors that the parent has computed.
         hidden: Leaves that only the repository's code knows of.
     """
 
     def __init__(self, outputs: list[Any]) -> None:
         self._outputs = outputs
         self.sources: list[torch.Tensor | GradientEdge] = []
+        self.entered: list[int] = []
         self.hidden: list[torch.Tensor] = []
         self._is_kept = False
         self._runs_code = False
@@ -198,7 +206,8 @@ class _Graph:
         again = torch.is_grad_enabled()  # `create_graph=True` in the parent
         self._is_kept |= again
         keep = keep or self._is_kept
-        if again or any(isinstance(source, GradientEdge) for source in self.sources):
+        borders = sum(isinstance(source, GradientEdge) for source in self.sources) - len(self.entered)
+        if again or borders:
             return self._derive(outputs, given, wanted, keep, again), []
         begin = functools.partial(torch.autograd.backward, outputs, given, retain_graph=keep)
         return self._accumulate(begin, wanted, place, parameters() if self._runs_code else [])
@@ -214,6 +223,8 @@ class _Graph:
             found = torch.autograd.grad(
                 outputs, inputs, given, retain_graph=keep, create_graph=again, allow_unused=True
             )
+        for gradient in found[: len(wanted)]:
+            _check(gradient)
         for leaf, gradient in zip(self.hidden, found[len(wanted) :], strict=True):
             if gradient is not None:
                 leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
@@ -229,11 +240,15 @@ class _Graph:
         # Each gradient is copied as soon as it is there, so that never all of them are there twice.
         found: dict[int, torch.Tensor] = {}
 
+        def add(source: object, gradient: torch.Tensor | None) -> None:
+            if gradient is not None:
+                _check(gradient)
+                before = found.get(id(source))
+                found[id(source)] = place(gradient) if before is None else before.add_(gradient)
+
         def take(leaf: torch.Tensor) -> None:
             gradient, leaf.grad = leaf.grad, None
-            if gradient is not None:
-                before = found.get(id(leaf))
-                found[id(leaf)] = place(gradient) if before is None else before.add_(gradient)
+            add(leaf, gradient)
 
         leaves = [source for source in self.sources if isinstance(source, torch.Tensor)]
         with contextlib.ExitStack() as after:
@@ -242,6 +257,10 @@ class _Graph:
                 leaf.grad = None
             for leaf in leaves:
                 after.callback(leaf.register_post_accumulate_grad_hook(take).remove)  # type: ignore[no-untyped-call]
+            for source in (self.sources[index] for index in self.entered):
+                assert isinstance(source, GradientEdge), "they are entered by a node"
+                # Not by a leaf, whose gradient torch lays out like the leaf; in process there is none.
+                after.callback(source.node.register_prehook(functools.partial(_stop, add, source)).remove)
             begin()
             others = [
                 (handle, index, place(parameter.grad))
@@ -249,6 +268,22 @@ class _Graph:
                 if parameter.grad is not None
             ]
         return [found.get(id(self.sources[index])) for index in wanted], others
+
+
+def _check(gradient: torch.Tensor | None) -> None:
+    if gradient is not None and gradient.layout is not torch.strided:
+        raise LocalProtocolError(
+            f"a gradient of layout {gradient.layout} does not cross the border to a worker: where it is that of an "
+            "embedding, make it with sparse=False"
+        )
+
+
+def _stop(
+    add: Callable[[object, torch.Tensor | None], None], source: GradientEdge, gradients: tuple[torch.Tensor | None]
+) -> Any:
+    """Take the gradient that arrives at a node, and let none through."""
+    add(source, gradients[0])
+    return (None,)
 
 
 def _cut_at(place: int) -> Callable[[tuple[torch.Tensor | None, ...]], Any]:
@@ -273,11 +308,13 @@ class _Enter(torch.autograd.Function):
     """The identity, of another tensor object over the same memory."""
 
     @staticmethod
-    def forward(_: Any, leaf: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, leaf: torch.Tensor, number: int) -> torch.Tensor:
+        ctx.number = number
+        ctx.set_materialize_grads(False)
         # Not a view in autograd's eyes: one of a leaf could not be written to either.
         offset = int(leaf.storage_offset()) * leaf.itemsize
         return tensor_over(leaf.untyped_storage(), leaf.dtype, offset, leaf.shape, leaf.stride())
 
     @staticmethod
-    def backward(_: Any, gradient: torch.Tensor) -> torch.Tensor:
-        return gradient
+    def backward(_: Any, gradient: torch.Tensor | None) -> Any:
+        return gradient, None

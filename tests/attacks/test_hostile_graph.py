@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import isohub
-from isohub.errors import RemoteProtocolError
+from isohub.errors import BrokenWorkerError, RemoteProtocolError
 
 # An honest module until `lie` is called, which takes the channel over.
 REPO = """
@@ -126,4 +126,5 @@ def test_gradient_of_another_shape_ends_the_worker(repo_of: Callable[..., str]):
         y.backward()
 
     assert x.grad is None
-    assert model.isohub.state == "broken"
+    with pytest.raises(BrokenWorkerError):
+        model(x)

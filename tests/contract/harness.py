@@ -89,8 +89,9 @@ class Use:
         may_refuse: Whether an isolated module may say that it cannot, where a plain one can.
         summed_otherwise: Architectures on which floating point values may differ in their last bits, by no more
             than `torch.testing.assert_close` allows, for a gradient of an isolated one is summed in another order:
-            contributions to a tied parameter from several calls in one graph are added call by call, and those to
-            derivatives of second order graph by graph. All else is the same bit for bit there, too.
+            contributions to a tied parameter from several calls in one graph are added call by call, those to
+            derivatives of second order graph by graph, and those to what a hook was shown, or to what stands
+            before it and leads past it as well, piece by piece. All else is the same bit for bit there, too.
     """
 
     name: str
@@ -98,6 +99,10 @@ class Use:
     on: tuple[str, ...]
     may_refuse: bool
     summed_otherwise: tuple[str, ...] = ()
+
+
+class GradientsOfInputs(list[Any]):
+    """What a use returns whose result is nothing but gradients: they are compared with those of the parameters."""
 
 
 USES: list[Use] = []
@@ -168,7 +173,11 @@ def observe(case: Use, architecture: str, repo: str | None) -> Observed:
     model = getattr(architectures, architecture)() if repo is None else isohub.load(repo, architecture)
     inputs = INPUTS[architecture].map(lambda tensor: tensor.clone())
     result = case.run(model, inputs)
-    return {"result": result, **state_of(model), "inputs": inputs.args, "generator": torch.get_rng_state()}
+    observed = {"result": result, **state_of(model), "inputs": inputs.args, "generator": torch.get_rng_state()}
+    if isinstance(result, GradientsOfInputs):
+        observed["result"] = None
+        observed["gradients"].update({f"input {index}": gradient for index, gradient in enumerate(result)})
+    return observed
 
 
 def state_of(model: Any) -> Observed:

@@ -277,7 +277,7 @@ def hooks_after_accumulation(model: Any, x: Inputs) -> Any:
     return sorted(norms)
 
 
-@use("cnn", "lstm", "dicts")
+@use("transformer", "tied")
 def checkpointing_here(model: Any, x: Inputs) -> Any:
     output = checkpoint(lambda *args: Inputs(args, x.kwargs).through(model), *x.args, use_reentrant=False)
     loss_of(output).backward()

@@ -68,7 +68,7 @@ def by_type(model: Any, x: Inputs) -> Any:
     return in_dtype(model.type(torch.float64), x, torch.float64)
 
 
-@use("cnn", "lstm", "unet", "dicts", "stochastic")
+@use("cnn", "lstm", "unet", "dicts", "stochastic", summed_otherwise=("lstm", "dicts"))
 def one_part_cast(model: Any, x: Inputs) -> Any:
     model.fc.double()
     model.fc.register_forward_pre_hook(lambda _, args: (args[0].double(),))

@@ -9,7 +9,7 @@ import torch
 
 import isohub
 from isohub.model.module import IsolatedModule
-from tests.contract.harness import EAGER, Inputs, caught, loss_of, use
+from tests.contract.harness import EAGER, GradientsOfInputs, Inputs, caught, loss_of, use
 
 FEW = ("cnn", "lstm", "tied", "dicts", "stochastic")
 
@@ -29,13 +29,13 @@ def features_of_a_part(model: Any, x: Inputs) -> Any:
     return seen, output
 
 
-@use(*EAGER)
+@use(*EAGER, summed_otherwise=("cnn", "unet", "dicts", "lists", "stochastic"))
 def gradient_through_a_feature(model: Any, x: Inputs) -> Any:
     asking, seen = x.asking(), []
     model.stem.register_forward_hook(lambda _, __, output: seen.append(output))
     output = asking.through(model)
     (loss_of(seen) + 0.5 * loss_of(output)).backward()
-    return [tensor.grad for tensor in asking.floats]
+    return GradientsOfInputs(tensor.grad for tensor in asking.floats)
 
 
 @use(*FEW)
@@ -64,7 +64,7 @@ def output_of_a_part_replaced(model: Any, x: Inputs) -> Any:
     return output
 
 
-@use(*EAGER)
+@use(*EAGER, summed_otherwise=("lstm", "dicts", "lists"))
 def input_of_a_part_replaced(model: Any, x: Inputs) -> Any:
     model.fc.register_forward_pre_hook(lambda _, args: (args[0].tanh(),))
     output = x.through(model)
@@ -72,7 +72,7 @@ def input_of_a_part_replaced(model: Any, x: Inputs) -> Any:
     return output
 
 
-@use(*FEW)
+@use(*FEW, summed_otherwise=("lstm", "dicts"))
 def replacement_with_weights_of_ones_own(model: Any, x: Inputs) -> Any:
     scale = torch.full((1,), 1.5, requires_grad=True)
     model.fc.register_forward_hook(lambda _, __, output: output * scale)
@@ -129,7 +129,7 @@ def hook_removed_by_itself(model: Any, x: Inputs) -> Any:
     return seen
 
 
-@use(*EAGER)
+@use(*EAGER, summed_otherwise=("lstm", "dicts", "lists"))
 def backward_hook_on_a_part(model: Any, x: Inputs) -> Any:
     seen = []
     model.fc.register_full_backward_hook(lambda _, inputs, outputs: seen.append((inputs, outputs)))
@@ -137,13 +137,13 @@ def backward_hook_on_a_part(model: Any, x: Inputs) -> Any:
     return seen
 
 
-@use(*FEW)
+@use(*FEW, summed_otherwise=("lstm", "dicts"))
 def gradient_replaced_by_a_backward_hook(model: Any, x: Inputs) -> Any:
     model.fc.register_full_backward_hook(lambda _, inputs, __: tuple(gradient * 0.5 for gradient in inputs))
     loss_of(x.through(model)).backward()
 
 
-@use(*FEW)
+@use(*FEW, summed_otherwise=("lstm", "dicts"))
 def gradient_replaced_before_a_part(model: Any, x: Inputs) -> Any:
     model.fc.register_full_backward_pre_hook(lambda _, outputs: tuple(gradient.sign() for gradient in outputs))
     loss_of(x.through(model)).backward()
