@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 from collections.abc import Callable
 
@@ -11,7 +12,10 @@ from isohub.shm.segment import Segment
 from isohub.shm.tensors import Residents, storage_over, tensor_over, why_not
 from isohub.wire.specs import ALIGNMENT_BYTES, Block
 
-__all__ = ["move"]
+__all__ = ["give_back", "move"]
+
+# glibc's own; other C libraries have none.
+_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 # Note [whole storages move]
 # A storage moves as one: its bytes are copied once, and every tensor that looked into the old one is
@@ -56,6 +60,15 @@ def move(
         offset += _padded(storage.nbytes())
     for tensor in _everything_over(tensors, storages):
         _point(tensor, moved[tensor.untyped_storage().data_ptr()])
+    del storage
+    storages.clear()
+    give_back()
+
+
+def give_back() -> None:
+    """Give the system back the memory that is free in this process: the C library keeps much of it for later."""
+    if _trim is not None:
+        _trim(0)
 
 
 def _everything_over(tensors: list[torch.Tensor], storages: dict[int, torch.UntypedStorage]) -> list[torch.Tensor]:
