@@ -33,8 +33,9 @@ def test_training_takes_what_it_takes_in_process(tmp_path: Path, forkserver: int
     found = {}
     for how in ("plain", "isolated"):
         command = [sys.executable, "-m", "tests.helpers.training", str(tmp_path), how, optimizer]
-        done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-        found[how] = json.loads(done.stdout)
+        runs = [subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout for _ in range(3)]
+        # The allocator keeps more or less of what was freed, run by run; the least is what it takes.
+        found[how] = min(map(json.loads, runs), key=lambda run: run["grown"])
     plain, isolated = found["plain"], found["isolated"]
 
     assert (plain["processes"], isolated["processes"]) == (1, 2)
