@@ -58,10 +58,13 @@ def take_over(need: Callable[[NeedFiles], Path]) -> None:
 
     def checkout(github: str, _force_reload: object, trust_repo: Any, *_: object, **__: object) -> str:
         """Return the folder of another repository; its own refs lead to its own files, as in the hub folder."""
-        owner, name, ref = torch.hub._parse_repo_info(github)  # type: ignore[no-untyped-call]
-        own = Path(torch.hub.get_dir()) / f"{owner}_{name}_{ref}".replace("/", "_")
-        if own.is_dir():
-            return str(own)
+        repo, _, ref = github.partition(":")
+        owner, name = repo.split("/")
+        # torch.hub would ask GitHub from here which of the two is the default branch; the parent knows better.
+        for possible in [ref] if ref else ["main", "master"]:
+            own = Path(torch.hub.get_dir()) / f"{owner}_{name}_{possible}".replace("/", "_")
+            if own.is_dir():
+                return str(own)
         trust: bool | Literal["check"] = trust_repo if isinstance(trust_repo, bool) else "check"
         return str(need(NeedFiles(what="checkout", name=github, trust=trust)))
 

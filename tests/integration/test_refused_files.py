@@ -15,7 +15,7 @@ from isohub.errors import HashMismatchError, LockError, RemoteError, Unreachable
 from isohub.hub.lock import Lock
 from isohub.hub.uses import recording
 from tests.helpers.fileserver import FileServer, file_server
-from tests.helpers.repos import write_files
+from tests.helpers.repos import make_repo, url, write_files
 
 HUBCONF = """
     import torch
@@ -179,3 +179,34 @@ def test_refusal_of_an_earlier_request_is_the_codes_own(repo: str, lock: Path, s
             opened.load("again")
 
     assert type(raised.value) is ValueError
+
+
+def test_nested_load_without_a_ref_asks_nobody_from_the_worker(
+    tmp_path: Path, forkserver: int, monkeypatch: pytest.MonkeyPatch
+):
+    """`torch.hub.load("owner/name")` in a worker takes its own files for its own name, and asks the parent else."""
+    hubconf = """
+        import torch
+
+        def unasked(*_, **__):
+            raise AssertionError("the worker itself asked the network")
+
+        torch.hub.urlopen = unasked
+
+        def value():
+            return 7
+
+        def own():
+            return torch.hub.load("owner/models", "value", trust_repo=True)
+
+        def other():
+            return torch.hub.load("some/other", "value", trust_repo=False)
+    """
+    folder = make_repo(tmp_path / "owner" / "models", {"v1": {"hubconf.py": hubconf}})
+    repo = isohub.Repo(url(folder, "v1"))
+
+    with repo:
+        assert repo.load("own") == 7
+        monkeypatch.setenv("ISOHUB_OFFLINE", "1")
+        with pytest.raises(UnreachableError, match="ISOHUB_OFFLINE"):
+            repo.load("other")
