@@ -173,6 +173,6 @@ class _Computed(torch.autograd.Function):
 
 
 def _checked(gradient: Any, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
-    if not isinstance(gradient, torch.Tensor) or (gradient.shape, gradient.dtype) != (shape, dtype):
+    if not isinstance(gradient, torch.Tensor) or (gradient.shape, gradient.dtype) != (shape, dtype) or gradient.is_meta:
         raise RemoteProtocolError("a gradient that is not of its tensor's shape and dtype")
     return gradient

@@ -26,7 +26,7 @@ class Shared:
         self._handle = handle
         self.tensors = tensors
         self._memory = [tensor.data for tensor in tensors]
-        self._addresses = [tensor.data_ptr() for tensor in tensors]
+        self._places = list(map(_place, tensors))
         self._versions = [tensor._version for tensor in tensors]
         self._asking = [tensor.requires_grad for tensor in tensors]
         self._told: tuple[list[int], list[bool]] | None = None
@@ -39,7 +39,7 @@ class Shared:
         """
         # Looked at before each request, so three passes that find nothing to do must be quick.
         tensors = self.tensors
-        if [tensor.data_ptr() for tensor in tensors] != self._addresses:
+        if list(map(_place, tensors)) != self._places:
             self._bring_back()
         versions = [tensor._version for tensor in tensors]
         asking = [tensor.requires_grad for tensor in tensors]
@@ -59,8 +59,8 @@ class Shared:
 
     def _bring_back(self) -> None:
         """Copy what `tensor.data = other` has put elsewhere into the shared memory, and have it stand there."""
-        for tensor, memory, address in zip(self.tensors, self._memory, self._addresses, strict=True):
-            if tensor.data_ptr() == address:
+        for tensor, memory, place in zip(self.tensors, self._memory, self._places, strict=True):
+            if _place(tensor) == place:
                 continue
             if (tensor.shape, tensor.dtype, tensor.device) != (memory.shape, memory.dtype, memory.device):
                 raise LocalProtocolError(
@@ -68,9 +68,13 @@ class Shared:
                     "its worker cannot follow: assign a new torch.nn.Parameter to the module's attribute instead"
                 )
             with torch.no_grad():
-                memory.copy_(tensor)
+                memory.copy_(tensor.clone())  # it may be another view of the same memory
                 tensor.data = memory
             torch.autograd.graph.increment_version(tensor)
+
+
+def _place(tensor: torch.Tensor) -> tuple[int, torch.Size, tuple[int, ...]]:
+    return tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
 def _shown(tensor: torch.Tensor) -> str:

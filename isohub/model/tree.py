@@ -265,8 +265,9 @@ class _Update:
             return None
         if index not in self._parameters:
             adopted = self._adopted.get(index)
-            before = adopted if isinstance(adopted, nn.Parameter) else before
             now = nn.Parameter(self._tensors[index], requires_grad=self._tensors.spec(index).requires_grad)
+            if isinstance(adopted, nn.Parameter) and (adopted.shape, adopted.dtype) == (now.shape, now.dtype):
+                before = adopted
             # A lazy parameter stood here without memory, and torch cannot give it any. Of tied ones that are
             # no longer, one stays.
             if before is None or before.device != now.device or id(before) in self._renewed:

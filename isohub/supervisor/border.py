@@ -163,6 +163,8 @@ class Border:
                 self.proxies.module_tree(spec, tensors, numbered)
             self.proxies.own_tensors(payload.numbered, tensors)
             if payload.graph is not None:
+                if not numbered.keys().isdisjoint(payload.graph.outputs):
+                    raise RemoteProtocolError("a graph that computed a tensor which this program has sent")
                 self.proxies.graph(payload.graph, tensors)
             return Unpacker(payload, tensors, self._handle).unpack()
         except IsohubError:

@@ -47,9 +47,13 @@ class Callbacks:
         except RemoteProtocolError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a hook raises goes its way through the repository's code
-            number = len(self._thrown) + 1
-            self._thrown[number] = error
-            return "throw", None, number
+            return "throw", None, self.threw(error)
+
+    def threw(self, error: Exception) -> int:
+        """Remember what a call raised, and return its number."""
+        number = len(self._thrown) + 1
+        self._thrown[number] = error
+        return number
 
     def find(self, answer: Returned | Raised) -> Exception | None:
         """Return the exception of here by which a request ended; None if it ended otherwise."""

@@ -36,7 +36,7 @@ class Releases:
                 self._thread.join()
 
     def _start(self) -> None:
-        if not self._worker.alive:
+        if self._is_due or not self._worker.alive:
             return
         self._is_due = True
         self._thread = threading.Thread(target=self._send, name="isohub-release", daemon=True)

@@ -222,7 +222,10 @@ class Worker:
         self.border.settle(callback.freed, callback.dropped)
         verb, value, number = self._callbacks.make(callback, arguments, self.border.proxies.call)
         self.check()  # the call may have ended the worker
-        said = self._say(verb, self.border.pack((value,), {}), {"handle": number})
+        try:
+            said = self._say(verb, self.border.pack((value,), {}), {"handle": number})
+        except LocalProtocolError as error:  # a hook returned what cannot cross
+            said = self._say("throw", self.border.pack((), {}), {"handle": self._callbacks.threw(error)})
         self._state = after(self._state, Event.RESUME)
         return said
 

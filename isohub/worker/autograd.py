@@ -268,11 +268,11 @@ class _Graph:
                 # Not by a leaf, whose gradient torch lays out like the leaf; in process there is none.
                 after.callback(source.node.register_prehook(functools.partial(_stop, add, source)).remove)
             begin()
-            others = [
-                (handle, index, place(parameter.grad))
-                for handle, index, parameter in known
-                if parameter.grad is not None
-            ]
+            others = []
+            for handle, index, parameter in known:
+                if parameter.grad is not None:
+                    _check(parameter.grad)
+                    others.append((handle, index, place(parameter.grad)))
         return [found.get(id(self.sources[index])) for index in wanted], others
 
 

@@ -58,10 +58,10 @@ def take_over(need: Callable[[NeedFiles], Path]) -> None:
 
     def checkout(github: str, _force_reload: object, trust_repo: Any, *_: object, **__: object) -> str:
         """Return the folder of another repository; its own refs lead to its own files, as in the hub folder."""
-        repo, _, ref = github.partition(":")
+        repo, colon, ref = github.partition(":")
         owner, name = repo.split("/")
         # torch.hub would ask GitHub from here which of the two is the default branch; the parent knows better.
-        for possible in [ref] if ref else ["main", "master"]:
+        for possible in [ref] if colon else ["main", "master"]:
             own = Path(torch.hub.get_dir()) / f"{owner}_{name}_{possible}".replace("/", "_")
             if own.is_dir():
                 return str(own)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import pytest
 import torch
 
 import isohub
-from isohub.errors import BrokenWorkerError, RemoteProtocolError
+from isohub.errors import BrokenWorkerError, LocalProtocolError, RemoteProtocolError
 
 # An honest module until `lie` is called, which takes the channel over.
 REPO = """
@@ -128,3 +129,25 @@ def test_gradient_of_another_shape_ends_the_worker(repo_of: Callable[..., str]):
     assert x.grad is None
     with pytest.raises(BrokenWorkerError):
         model(x)
+
+
+def test_hook_that_returns_what_cannot_cross_costs_no_worker(repo_of: Callable[..., str]):
+    """What a hook returns and cannot be sent is the error of the call, and the worker goes on."""
+    model = isohub.load(repo_of("import torch\n\ndef net():\n    return torch.nn.Sequential(torch.nn.ReLU())\n"), "net")
+    hook = model[0].register_forward_hook(lambda *_: threading.Lock())
+
+    with pytest.raises(LocalProtocolError, match="lock"):
+        model(torch.ones(2))
+    hook.remove()
+
+    assert torch.equal(torch.ones(2), model(torch.ones(2)))
+
+
+def test_data_of_another_layout_is_taken_over(repo_of: Callable[..., str]):
+    """A parameter whose `.data` was made another view of the same memory computes with what it shows."""
+    model = isohub.load(repo_of("import torch\n\ndef net():\n    return torch.nn.Linear(3, 3, bias=False)\n"), "net")
+    weight = model.weight.detach().clone()
+    model.weight.data = model.weight.data.t()
+
+    assert torch.equal(torch.eye(3) @ weight, model(torch.eye(3)))
+    assert torch.equal(weight.t(), model.weight)

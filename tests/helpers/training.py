@@ -9,7 +9,7 @@ import json
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,10 @@ STEPS = 4
 _LINE = re.compile(r"^(Pss_Anon|Pss_Shmem): +(\d+) kB$", re.MULTILINE)
 
 
-def held_bytes(pid: int | str) -> int:
+def held_bytes(pid: int | str, kinds: Container[str] = ("Pss_Anon", "Pss_Shmem")) -> int:
     """Return what memory a process has that no file is behind, its part of what it shares with others included."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    return sum(int(kilobytes) for _, kilobytes in _LINE.findall(text)) << 10
+    return sum(int(kilobytes) for kind, kilobytes in _LINE.findall(text) if kind in kinds) << 10
 
 
 @contextmanager
@@ -68,7 +68,7 @@ def train(model: Any, optimizer: torch.optim.Optimizer, width: int) -> None:
 
 
 def measure(folder: str, isolated: bool, kind: str) -> dict[str, int]:
-    """Return the memory before the model was loaded, at the highest, and of all that training needs."""
+    """Return how far private and shared memory rose at the highest, and what all that training needs takes."""
 
     def load(width: int) -> Any:
         return isohub.load(Path(folder), "net", width, isolate=isolated)
@@ -82,19 +82,22 @@ def measure(folder: str, isolated: bool, kind: str) -> dict[str, int]:
     train(small, optimizer_for(small), 8)
     pids = ["self", *(worker.pid for worker in isohub.workers())]
 
-    def held() -> int:
-        return sum(held_bytes(pid) for pid in pids)
+    def private() -> int:
+        return sum(held_bytes(pid, ["Pss_Anon"]) for pid in pids)
 
-    before = held()
-    with peak(held) as found:
+    def shared() -> int:
+        return sum(held_bytes(pid, ["Pss_Shmem"]) for pid in pids)
+
+    before = private(), shared()
+    with peak(private) as own, peak(shared) as common:
         model = load(WIDTH)
         optimizer = optimizer_for(model)
         train(model, optimizer, WIDTH)
     tensors = [*model.parameters(), *(parameter.grad for parameter in model.parameters())]
     tensors += [value for state in optimizer.state.values() for value in state.values() if value.dim()]
     return {
-        "base": before, "grown": found[-1] - before, "processes": len(pids),
-        "needed": sum(tensor.nbytes for tensor in tensors), "samples": len(found),
+        "private": own[-1] - before[0], "shared": common[-1] - before[1], "processes": len(pids),
+        "needed": sum(tensor.nbytes for tensor in tensors), "samples": len(own),
     }  # fmt: skip
 
 
