@@ -174,6 +174,8 @@ def observe(case: Use, architecture: str, repo: str | None) -> Observed:
     inputs = INPUTS[architecture].map(lambda tensor: tensor.clone())
     result = case.run(model, inputs)
     observed = {"result": result, **state_of(model), "inputs": inputs.args, "generator": torch.get_rng_state()}
+    for tensor in [*model.parameters(), *inputs.floats]:
+        tensor.grad = None  # with `create_graph=True` it refers to what it belongs to: torch says to let go of it so
     if isinstance(result, GradientsOfInputs):
         observed["result"] = None
         observed["gradients"].update({f"input {index}": gradient for index, gradient in enumerate(result)})
