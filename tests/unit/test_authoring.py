@@ -125,4 +125,4 @@ def test_plain_torch_hub_and_a_worker_agree(repo_of: Callable[..., str], url: st
 def test_import_is_light() -> None:
     """A hubconf that imports it pays for the standard library alone."""
     script = "import sys, isohub.authoring; assert not {'torch', 'requests', 'filelock', 'typer'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", script], check=True)
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

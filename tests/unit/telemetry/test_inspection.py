@@ -23,8 +23,11 @@ from isohub.telemetry.inspection import TensorEntry, inspect_file
 class Payload:
     """What a hostile pickle would do when it is loaded."""
 
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
     def __reduce__(self) -> Any:
-        return os.system, ("touch /tmp/isohub-was-here; exit 1",)
+        return os.system, (f"touch {self.mark}; exit 1",)
 
 
 def script(path: Path) -> None:
@@ -58,20 +61,22 @@ def test_exported_program(tmp_path: Path):
 @pytest.mark.parametrize("new", [True, False], ids=["zip", "before 1.6"])
 def test_torch_save_lists_what_loading_would_import(tmp_path: Path, new: bool):
     """What torch.save wrote is never unpickled: it tells what a load of it would import."""
-    value = {"state": OrderedDict(a=torch.zeros(2)), "evil": Payload()}
+    value = {"state": OrderedDict(a=torch.zeros(2)), "evil": Payload(tmp_path / "was-here")}
     torch.save(value, tmp_path / "x.pt", _use_new_zipfile_serialization=new)
 
     found = inspect_file(tmp_path / "x.pt")
     assert found.format == ("torch.save" if new else "pickle")
     assert {"collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "posix.system"} <= set(found.imports)
-    assert not Path("/tmp/isohub-was-here").exists()
+    assert not (tmp_path / "was-here").exists()
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_pickles_of_every_protocol(tmp_path: Path, protocol: int):
     """What a pickle imports is found in each protocol, also what it imports twice."""
     (tmp_path / "x.pkl").write_bytes(
-        pickle.dumps([Payload(), OrderedDict(), OrderedDict(), ["posix", "other", Path("/")]], protocol)
+        pickle.dumps(
+            [Payload(tmp_path / "was-here"), OrderedDict(), OrderedDict(), ["posix", "other", Path("/")]], protocol
+        )
     )
 
     found = inspect_file(tmp_path / "x.pkl")
