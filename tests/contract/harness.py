@@ -92,6 +92,8 @@ class Use:
             contributions to a tied parameter from several calls in one graph are added call by call, those to
             derivatives of second order graph by graph, and those to what a hook was shown, or to what stands
             before it and leads past it as well, piece by piece. All else is the same bit for bit there, too.
+        kept_by_torch: Whether torch keeps parameters for good after it, in process as well: its graphs and hooks
+            refer to each other where Python's collector does not look.
     """
 
     name: str
@@ -99,6 +101,7 @@ class Use:
     on: tuple[str, ...]
     may_refuse: bool
     summed_otherwise: tuple[str, ...] = ()
+    kept_by_torch: bool = False
 
 
 class GradientsOfInputs(list[Any]):
@@ -109,14 +112,14 @@ USES: list[Use] = []
 
 
 def use(
-    *on: str, may_refuse: bool = False, summed_otherwise: tuple[str, ...] = ()
+    *on: str, may_refuse: bool = False, summed_otherwise: tuple[str, ...] = (), kept_by_torch: bool = False
 ) -> Callable[[Callable[[Any, Inputs], Any]], Callable[[Any, Inputs], Any]]:
     """Register a use, on the architectures named or else on all; its name is the function's."""
 
     def register(run: Callable[[Any, Inputs], Any]) -> Callable[[Any, Inputs], Any]:
         assert run.__name__ not in {known.name for known in USES}, f"two uses named {run.__name__}"
         assert set(summed_otherwise) <= set(on or ALL), f"{run.__name__} is not tried on all of {summed_otherwise}"
-        USES.append(Use(run.__name__, run, on or ALL, may_refuse, summed_otherwise))
+        USES.append(Use(run.__name__, run, on or ALL, may_refuse, summed_otherwise, kept_by_torch))
         return run
 
     return register

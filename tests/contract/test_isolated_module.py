@@ -14,7 +14,7 @@ KINDS = (autograd, casts, hooks, modes, optimizers, state, surgery, wrappers)
 
 @pytest.mark.parametrize(
     ("case", "architecture"),
-    [pytest.param(case, name, id=f"{case.name}-{name}") for case in USES for name in case.on],
+    [pytest.param(case, name, id=f"{case.name}-{name}") for case in USES if not case.kept_by_torch for name in case.on],
 )
 def test_use(case: Use, architecture: str, contract_repo: str, record_property: Callable[[str, object], None]):
     """A use gives the same values, gradients, buffers, state and random stream on both twins."""

@@ -95,7 +95,7 @@ def graph_kept_for_a_second_backward(model: Any, x: Inputs) -> Any:
     return once
 
 
-@use()
+@use(kept_by_torch=True)
 def graph_freed_by_its_backward(model: Any, x: Inputs) -> Any:
     loss = loss_of(x.through(model.eval()))
     loss.backward()

@@ -163,7 +163,7 @@ def random_numbers_in_a_hook(model: Any, x: Inputs) -> Any:
     return x.through(model), torch.rand(2)
 
 
-@use("cnn", "lists")
+@use("cnn", "lists", kept_by_torch=True)
 def activation_maps_weighted_by_gradients(model: Any, x: Inputs) -> Any:
     """As Grad-CAM does."""
     asking, seen = x.asking(), {}

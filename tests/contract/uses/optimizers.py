@@ -215,7 +215,7 @@ def loss_scaled(model: Any, x: Inputs) -> Any:
     return norm, scaler.get_scale()
 
 
-@use("cnn", "tied")
+@use("cnn", "tied", kept_by_torch=True)
 def step_inside_of_backward(model: Any, x: Inputs) -> Any:
     optimizers = {p: torch.optim.SGD([p], lr=0.1) for p in model.parameters()}
 
