@@ -79,7 +79,7 @@ class RemoteGraph:
 
     Args:
         lease: Of the worker's handle.
-        leaf: Returns the parameter at a place in a tree, given by its handle.
+        leaf: Returns the tensor that the worker names (handle of a tree, place in it) or (0, number).
         leaves: What it leads back to: (position in the worker's list, tensor here).
         lost: Whether it leads back to tensors that are gone.
     """
@@ -108,8 +108,11 @@ class RemoteGraph:
             # Whatever the worker computed from leaves of its own alone asks for gradients, too.
             anchor = torch.empty(0, requires_grad=True)
             outputs = _Computed.apply(self, make, anchor, *leaves)  # type: ignore[no-untyped-call]
-        for place, output in zip(graph.outputs, outputs, strict=True):
-            tensors.put(place, output)
+            for place, output in zip(graph.outputs, outputs, strict=True):
+                tensors.put(place, output)
+            for place, of in graph.views:
+                view = tensors.spec(place)
+                tensors.put(place, tensors[of].as_strided(view.shape, view.stride, view.offset // tensors[of].itemsize))
 
     def backward(self, gradients: tuple[torch.Tensor | None, ...], needed: tuple[bool, ...]) -> list[Any]:
         """Return the gradients of the leaves; None where none is needed, or nothing depends on it.
@@ -145,17 +148,21 @@ class RemoteGraph:
         return result
 
     def _add(self, others: list[Any]) -> None:
-        """Add gradients of parameters to which no path of the graph leads: reentrant checkpoints have their own."""
+        """Add gradients of leaves to which no path of the graph leads: reentrant checkpoints have their own."""
         for other in others:
             match other:
                 case (int(handle), int(place), gradient):
                     leaf = self._leaf(handle, place)
                 case _:
-                    raise RemoteProtocolError("a gradient of no parameter")
-            if leaf is not None and leaf.requires_grad:
-                with torch.no_grad():
-                    _checked(gradient, leaf.shape, leaf.dtype)
+                    raise RemoteProtocolError("a gradient of nothing")
+            if leaf is None or not leaf.requires_grad:
+                continue
+            _checked(gradient, leaf.shape, leaf.dtype)
+            if leaf.is_leaf and not (leaf._backward_hooks or leaf._post_accumulate_grad_hooks):
+                with torch.no_grad():  # as torch does, but without the copy that it makes of what others hold as well
                     leaf.grad = gradient if leaf.grad is None else leaf.grad.add_(gradient)
+            else:
+                torch.autograd.backward(leaf, gradient)
 
 
 class _Computed(torch.autograd.Function):

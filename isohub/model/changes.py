@@ -6,12 +6,19 @@ need the old ones, and which tensors ask for gradients now.
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import torch
 
 from isohub.errors import LocalProtocolError
 from isohub.wire.messages import TreeChange
 
-__all__ = ["Shared"]
+if TYPE_CHECKING:
+    from isohub.model.objects import Lease
+
+__all__ = ["Shared", "Survivors"]
 
 
 class Shared:
@@ -19,11 +26,18 @@ class Shared:
 
     Args:
         handle: The tree.
-        tensors: In the order in which they are counted; see `wire.specs.ModuleSpec`.
     """
 
-    def __init__(self, handle: int, tensors: list[torch.Tensor]) -> None:
+    def __init__(self, handle: int) -> None:
         self._handle = handle
+        self.take([])
+
+    def take(self, tensors: list[torch.Tensor]) -> None:
+        """Look after these from now on, as they are now.
+
+        Args:
+            tensors: In the order in which they are counted; see `wire.specs.ModuleSpec`.
+        """
         self.tensors = tensors
         self._memory = [tensor.data for tensor in tensors]
         self._places = list(map(_place, tensors))
@@ -71,6 +85,59 @@ class Shared:
                 memory.copy_(tensor.clone())  # it may be another view of the same memory
                 tensor.data = memory
             torch.autograd.graph.increment_version(tensor)
+
+
+class Survivors:
+    """Parameters of a tree whose mirrors are gone: an optimizer may hold them, and the worker go on with the tree.
+
+    Args:
+        lease: Of the tree, kept as long as any of them lives.
+        tensors: All of the tree's.
+        gone: Called when the last of them has died.
+    """
+
+    def __init__(self, lease: Lease, tensors: list[torch.Tensor], gone: Callable[[Survivors], None]) -> None:
+        self.lease = lease
+        self._alive: dict[int, weakref.ref[torch.Tensor]] = {}
+        self._known = {place: (tensor._version, tensor.requires_grad) for place, tensor in enumerate(tensors)}
+        self._telling: dict[int, tuple[int, bool]] = {}
+        alive, me = self._alive, weakref.ref(self)
+
+        def died(place: int) -> None:
+            del alive[place]
+            survivors = me()
+            if not alive and survivors is not None:
+                gone(survivors)
+
+        for place, tensor in enumerate(tensors):
+            if isinstance(tensor, torch.nn.Parameter):
+                alive[place] = weakref.ref(tensor, lambda _, place=place: died(place))  # type: ignore[misc]
+
+    def get(self, place: int) -> torch.Tensor | None:
+        """Return the parameter at a place in the tree, if it is alive."""
+        found = self._alive.get(place)
+        return None if found is None else found()
+
+    def over(self, tensor: torch.Tensor) -> torch.nn.Parameter | None:
+        """Return the one that is this tensor: over the same memory, of the same shape."""
+        for reference in list(self._alive.values()):
+            own = reference()
+            if isinstance(own, torch.nn.Parameter) and (own.dtype, _place(own)) == (tensor.dtype, _place(tensor)):
+                return own
+        return None
+
+    def changes(self) -> TreeChange | None:
+        """Return what the worker does not know yet; None if there is nothing."""
+        alive = [(place, reference()) for place, reference in list(self._alive.items())]
+        now = {place: (own._version, own.requires_grad) for place, own in alive if own is not None}
+        written = [place for place, (version, _) in now.items() if version != self._known[place][0]]
+        asking = [(place, asks) for place, (_, asks) in now.items() if asks != self._known[place][1]]
+        self._telling = now
+        return TreeChange(self.lease.handle, written, asking) if written or asking else None
+
+    def told(self) -> None:
+        """Know that the worker is told of what `changes` returned last."""
+        self._known.update(self._telling)
 
 
 def _place(tensor: torch.Tensor) -> tuple[int, torch.Size, tuple[int, ...]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -11,12 +13,14 @@ import torch
 from isohub.errors import LocalProtocolError, RemoteProtocolError
 from isohub.hub.checkout import Checkout
 from isohub.model.autograd import Numbers, RemoteGraph
+from isohub.model.changes import Shared, Survivors
 from isohub.model.module import IsolatedModule
 from isohub.model.objects import BoundMethod, Lease, RemoteObject, nested, object_class
 from isohub.model.records import make_record, parts_of
 from isohub.model.tree import Tree
 from isohub.shm.tensors import TensorReader
 from isohub.supervisor.worker import Worker
+from isohub.wire import structs
 from isohub.wire.messages import Graph, Numbered, TreeChange
 from isohub.wire.specs import ModuleSpec
 from isohub.wire.values import Record, Ref
@@ -35,10 +39,15 @@ class ProxyTable:
         self._leases: weakref.WeakValueDictionary[int, Lease] = weakref.WeakValueDictionary()
         self._objects: weakref.WeakValueDictionary[int, RemoteObject] = weakref.WeakValueDictionary()
         self._trees: weakref.WeakValueDictionary[int, Tree] = weakref.WeakValueDictionary()
+        self._survivors: dict[int, Survivors] = {}
+        self._last_changes: deque[TreeChange] = deque()  # of trees that are gone
+        self._telling: list[Tree | Survivors] = []  # whose changes were returned last,
+        self._telling_last = 0  # and how many of the above
         self._released: deque[tuple[int, int]] = deque()
         self._mirrors: weakref.WeakValueDictionary[int, IsolatedModule] = weakref.WeakValueDictionary()
         self._numbers = Numbers()
         self._outputs: dict[tuple[int, int], torch.Tensor] = {}  # of graphs of this exchange: (handle, position)
+        self._making = 0
         self._fresh: list[IsolatedModule] = []  # keeps new roots until the value that names them is made
 
     def ref_of(self, value: object) -> Ref | None:
@@ -65,8 +74,10 @@ class ProxyTable:
         """Take in a module tree, new or changed."""
         tree = self._trees.get(spec.handle)
         if tree is None:
-            tree = Tree(self._lease(spec.handle), self._checkout, self._mirrors, self._trees)
+            lease, survivors = self._lease(spec.handle), self._survivors.pop(spec.handle, None)
+            tree = Tree(lease, self._checkout, self._mirrors, self._trees, survivors)
             self._trees[spec.handle] = tree
+            weakref.finalize(tree, self._tree_died, lease, tree.shared).atexit = False
         if spec.parted:
             tree.lease.receive()
         adopted = {place: self._numbers.get(number) for place, number in numbered.items()}
@@ -90,11 +101,17 @@ class ProxyTable:
             dtype = tensors[place].dtype
             if tensors[place].requires_grad or not (dtype.is_floating_point or dtype.is_complex):
                 raise RemoteProtocolError(f"a graph with tensor {place} of {dtype} as an output")
+        shown = set(places)
+        for place, of in graph.views:
+            view, output = tensors.spec(place), tensors.spec(of)
+            if of not in places or place in shown or (view.block, view.dtype) != (output.block, output.dtype):
+                raise RemoteProtocolError(f"tensor {place} as a view of tensor {of}, which it cannot be")
+            shown.add(place)
         lease = self._lease(graph.handle)
         lease.receive()
         found = [self._leaf(*leaf) for leaf in graph.leaves]
         leaves = [(position, leaf) for position, leaf in enumerate(found) if leaf is not None and leaf.requires_grad]
-        remote = RemoteGraph(lease, self._parameter, leaves, lost=any(leaf is None for leaf in found))
+        remote = RemoteGraph(lease, self._leaf, leaves, lost=any(leaf is None for leaf in found))
         remote.join(graph, [leaf for _, leaf in leaves], tensors)
         for position, place in enumerate(graph.outputs):
             self._outputs[graph.handle, position] = tensors[place]
@@ -103,6 +120,9 @@ class ProxyTable:
         """Call the mirror of a module, with its hooks."""
         tree = self._trees.get(handle)
         mirror = None if tree is None else tree.mirror(path)
+        if mirror is None and any(change.handle == handle for change in self._last_changes):
+            # It has just died, and its hooks with it, which the worker could not be told yet.
+            return self._worker.request("call", args, kwargs, handle=handle, path=path)
         if mirror is None:
             raise RemoteProtocolError(f"a call of module {handle}:{path[:200]!r}, which has no hooks here")
         return mirror(*args, **kwargs)
@@ -112,14 +132,24 @@ class ProxyTable:
         self._numbers.settled()
         self._outputs.clear()
 
-    def changes(self) -> list[TreeChange]:
-        """Return what was done here to module trees since the worker was last told."""
-        return [change for change in [tree.changes() for tree in list(self._trees.values())] if change is not None]
+    def changes(self, *, live: bool = True) -> list[TreeChange]:
+        """Return what was done here to module trees since the worker was last told.
+
+        Args:
+            live: Whether to look at those that are alive, or else only at those that are gone.
+        """
+        self._telling = [*self._trees.values(), *self._survivors.values()] if live else []
+        last = list(self._last_changes)
+        self._telling_last = len(last)
+        return last + [change for change in [one.changes() for one in self._telling] if change is not None]
 
     def changes_told(self) -> None:
         """Know that the worker is told of the changes last returned."""
-        for tree in list(self._trees.values()):
-            tree.changes_told()
+        for one in self._telling:
+            one.told()
+        for _ in range(self._telling_last):
+            self._last_changes.popleft()
+        self._telling, self._telling_last = [], 0
 
     def proxy(self, ref: Ref) -> object:
         """Return what stands for `ref`."""
@@ -148,6 +178,11 @@ class ProxyTable:
         """Take a record apart, its members unsaid; None for what is no record."""
         return parts_of(value)
 
+    @property
+    def has_released(self) -> bool:
+        """Whether there is anything that `released` would return."""
+        return bool(self._released)
+
     def released(self) -> list[tuple[int, int]]:
         """Return the handles that nobody holds any more, and how often each had been received."""
         found = []
@@ -159,9 +194,16 @@ class ProxyTable:
         """Return these by the next `released` again: they could not be told."""
         self._released.extend(released)
 
-    def unpacked(self) -> None:
-        """Let go of what was only kept until the value was made."""
-        self._fresh.clear()
+    @contextmanager
+    def making(self) -> Iterator[None]:
+        """Keep new trees until the value that names them is made; to make it another answer may be needed."""
+        self._making += 1
+        try:
+            yield
+        finally:
+            self._making -= 1
+            if not self._making:
+                self._fresh.clear()
 
     def _own(self, parameter: torch.nn.Parameter) -> Ref | None:
         """Return where the worker has a parameter of one of its trees; None for any other parameter."""
@@ -184,9 +226,27 @@ class ProxyTable:
         return self._parameter(handle, place) if handle else self._numbers.get(place)
 
     def _parameter(self, handle: int, place: int) -> torch.Tensor:
-        tree = self._trees.get(handle)
-        # Of a module that nobody here holds any more nobody can see a gradient.
-        return _UNSEEN if tree is None else tree.tensor(place)
+        tree, survivors = self._trees.get(handle), self._survivors.get(handle)
+        if tree is not None:
+            return tree.tensor(place)
+        found = None if survivors is None else survivors.get(place)
+        # Of a parameter that nobody here holds any more nobody can see a gradient.
+        return _UNSEEN if found is None else found
+
+    def _tree_died(self, lease: Lease, shared: Shared) -> None:
+        # May run inside the garbage collector.
+        with suppress(LocalProtocolError):
+            change = shared.changes() or TreeChange(lease.handle, [], [])
+            self._last_changes.append(structs.replace(change, hooked=[]))
+
+        def gone(survivors: Survivors) -> None:
+            if self._survivors.get(lease.handle) is survivors:
+                del self._survivors[lease.handle]
+
+        lease.origin = None  # it may lead to modules of the caller's with some of the parameters
+        if any(isinstance(tensor, torch.nn.Parameter) for tensor in shared.tensors):
+            # Those that die now leave the table at once.
+            self._survivors[lease.handle] = Survivors(lease, shared.tensors, gone)
 
     def _lease(self, handle: int) -> Lease:
         lease = self._leases.get(handle)

@@ -10,7 +10,7 @@ from torch import nn
 
 from isohub.errors import RemoteProtocolError
 from isohub.hub.checkout import Checkout
-from isohub.model.changes import Shared
+from isohub.model.changes import Shared, Survivors
 from isohub.model.module import Info, IsolatedModule, check_modes
 from isohub.model.objects import Lease, object_class
 from isohub.model.registered import Registered
@@ -39,6 +39,7 @@ class Tree:
         known: All mirrors of modules in this worker, by the worker's number. A module may move from one
             tree to another, and its mirror with it.
         trees: All trees in this worker, by handle.
+        survivors: Parameters of this tree that are here although it was gone.
     """
 
     def __init__(
@@ -47,11 +48,13 @@ class Tree:
         checkout: Checkout,
         known: weakref.WeakValueDictionary[int, IsolatedModule],
         trees: weakref.WeakValueDictionary[int, Tree],
+        survivors: Survivors | None = None,
     ) -> None:
         self.lease = lease
         self._known = known
         self._trees = trees
-        self._shared = Shared(lease.handle, [])
+        self.shared = Shared(lease.handle)
+        self._survivors = survivors
         self.entrypoint: str | None = None
         self.hookable: weakref.WeakSet[IsolatedModule] = weakref.WeakSet()  # those that ever had a hook
         self._hooked: list[str] = []  # paths of those that have one, as the worker knows it
@@ -105,14 +108,14 @@ class Tree:
         Raises:
             RemoteProtocolError: There is none.
         """
-        tensors = self._shared.tensors
+        tensors = self.shared.tensors
         if not 0 <= place < len(tensors):
             raise RemoteProtocolError(f"tensor {place} of a module tree of {len(tensors)}")
         return tensors[place]
 
     def find(self, parameter: nn.Parameter) -> tuple[str, str] | None:
         """Return the path of a module and the name there of `parameter`, if it is in this tree."""
-        if not any(parameter is tensor for tensor in self._shared.tensors):
+        if not any(parameter is tensor for tensor in self.shared.tensors):
             return None
         for path, mirror in list(self._mirrors.items()):
             for name, own in mirror._parameters.items():
@@ -122,7 +125,7 @@ class Tree:
 
     def changes(self) -> TreeChange | None:
         """Return what was done here to the tree since the worker was last told; None if nothing."""
-        change = self._shared.changes()
+        change = self.shared.changes()
         self._hooked_now = sorted(mirror._isohub_path for mirror in self.hookable if mirror.has_hooks())
         if self._hooked_now == self._hooked:
             return change
@@ -133,9 +136,9 @@ class Tree:
             self._hooked_now,
         )
 
-    def changes_told(self) -> None:
+    def told(self) -> None:
         """Know that the worker is told of the changes last returned."""
-        self._shared.told()
+        self.shared.told()
         self._hooked = self._hooked_now
 
     def update(
@@ -207,9 +210,8 @@ class _Update:
         tree._mirrors = weakref.WeakValueDictionary({one.path: one.mirror for one in made})
         tree._known.update((one.members["_isohub_node"].number, one.mirror) for one in made)
         tree._paths = [one.path for one in made]
-        tree._shared = Shared(
-            tree.lease.handle, [self._parameters.get(place, self._tensors[place]) for place in places_of(self._nodes)]
-        )
+        tree.shared.take([self._parameters.get(place, self._tensors[place]) for place in places_of(self._nodes)])
+        tree._survivors = None
         # The worker goes by the paths of before; it is told those of now.
         tree._hooked = ["?"] if tree._hooked else []
         for mirror in before.values():
@@ -268,6 +270,8 @@ class _Update:
             now = nn.Parameter(self._tensors[index], requires_grad=self._tensors.spec(index).requires_grad)
             if isinstance(adopted, nn.Parameter) and (adopted.shape, adopted.dtype) == (now.shape, now.dtype):
                 before = adopted
+            elif before is None and self._tree._survivors is not None:
+                before = self._tree._survivors.over(now)
             # A lazy parameter stood here without memory, and torch cannot give it any. Of tied ones that are
             # no longer, one stays.
             if before is None or before.device != now.device or id(before) in self._renewed:

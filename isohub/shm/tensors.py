@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import bisect
 import ctypes
-import itertools
-import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -27,8 +25,8 @@ from isohub.wire.specs import (
 )
 
 __all__ = [
-    "Residents", "TensorReader", "TensorWriter", "Watch", "bytes_of", "dtype_named", "is_dense", "name_of_dtype",
-    "storage_over", "tensor_over", "why_not",
+    "Residents", "TensorReader", "TensorWriter", "bytes_of", "dtype_named", "is_dense", "name_of_dtype",
+    "span_of", "storage_over", "tensor_over", "why_not",
 ]  # fmt: skip
 
 _NAMES: dict[torch.dtype, str] = {
@@ -75,7 +73,7 @@ def _has_memory(tensor: torch.Tensor) -> bool:
     """Return whether its elements are there: a fake tensor has none, and a storage may have been resized."""
     try:
         storage = tensor.untyped_storage()
-        return storage.data_ptr() != 0 and _span(tensor)[1] <= storage.nbytes()
+        return storage.data_ptr() != 0 and span_of(tensor)[1] <= storage.nbytes()
     except (RuntimeError, NotImplementedError):
         return False
 
@@ -192,13 +190,27 @@ class TensorWriter:
             self._moving.append(tensor)
         return index
 
-    def finish(self) -> tuple[list[Block], list[TensorSpec]]:
-        """Return the blocks and the specs of all noted tensors, in order of their index."""
+    def finish(self, apart: Collection[int] = ()) -> tuple[list[Block], list[TensorSpec]]:
+        """Return the blocks and the specs of all noted tensors, in order of their index.
+
+        Args:
+            apart: Indices of tensors that are copied by themselves, even where they overlap with others.
+        """
         if self._moving and self._move is not None:
             self._move(self._moving)
         blocks: list[Block] = []
+        try:
+            return blocks, self._laid(blocks, apart)
+        except BaseException:
+            for block in blocks:
+                if self._residents.get(block.segment) is None:
+                    self._arena.release(block.segment, block.offset)
+            raise
+
+    def _laid(self, blocks: list[Block], apart: Collection[int]) -> list[TensorSpec]:
         specs: list[TensorSpec | None] = [None] * len(self._tensors)
-        shared: dict[int, list[int]] = {}  # address of a storage -> tensors over it
+        # (address of a storage, -1 or the index of a tensor that is copied by itself) -> tensors over it
+        shared: dict[tuple[int, int], list[int]] = {}
         for index, tensor in enumerate(self._tensors):
             if tensor.is_conj() or tensor.is_neg():
                 # Lazy bits of the view, which bytes alone do not carry.
@@ -207,31 +219,31 @@ class TensorWriter:
             if tensor.is_meta or not tensor.numel():
                 specs[index] = _spec(tensor, META if tensor.is_meta else NOWHERE, 0)
                 continue
-            shared.setdefault(tensor.untyped_storage().data_ptr(), []).append(index)
+            shared.setdefault((tensor.untyped_storage().data_ptr(), index if index in apart else -1), []).append(index)
         pieces: list[_Piece] = []
-        for address, members in shared.items():
+        for (address, _), members in shared.items():
             storage = self._tensors[members[0]].untyped_storage()
             block = self._residents.find(address, storage.nbytes()) if self._residents else None
             block = block or self._arena.placed.pop(address, None)
             if block is None:
-                pieces += _pieces(address, [(*_span(self._tensors[index]), index) for index in members])
+                pieces += _pieces(address, [(*span_of(self._tensors[index]), index) for index in members])
                 continue
             for index in members:
                 tensor = self._tensors[index]
                 specs[index] = _spec(tensor, len(blocks), int(tensor.storage_offset()) * tensor.itemsize)
             blocks.append(block)
         self._copy(pieces, blocks, specs)
-        return blocks, specs  # type: ignore[return-value]
+        return specs  # type: ignore[return-value]
 
     def _copy(self, pieces: list[_Piece], blocks: list[Block], specs: list[TensorSpec | None]) -> None:
         # At once, so that a payload needs one new segment at most, and a frame few descriptors.
         self._arena.reserve([nbytes for _, nbytes, _ in pieces])
         for address, nbytes, tensors in pieces:
             block = self._arena.allocate(nbytes)
-            _memcpy(self._arena.segment(block.segment).address + block.offset, address, nbytes)
             for offset, index in tensors:
                 specs[index] = _spec(self._tensors[index], len(blocks), offset)
             blocks.append(block)
+            _memcpy(self._arena.segment(block.segment).address + block.offset, address, nbytes)
 
 
 # Bytes to copy: their address, how many, and the tensors that lie there, each as (offset, index).
@@ -332,47 +344,13 @@ class TensorReader:
         return self._made[index]
 
 
-class Watch:
-    """Notes the blocks of which the last tensor has died; they ride along with the next message."""
-
-    def __init__(self) -> None:
-        self._alive: dict[int, weakref.ref[memoryview]] = {}
-        self._dead: list[tuple[int, int]] = []
-        self._tokens = itertools.count()
-
-    def __call__(self, block: Block, view: memoryview) -> None:
-        """Watch `view`, which keeps `block` in use on this side."""
-        token = next(self._tokens)
-        key = (block.segment, block.offset)
-
-        def died(_: object) -> None:
-            # May run inside the garbage collector, in any thread: no lock, no I/O.
-            self._alive.pop(token, None)
-            self._dead.append(key)
-
-        self._alive[token] = weakref.ref(view, died)
-
-    def take(self) -> list[tuple[int, int]]:
-        """Return what has died since the last call."""
-        count = len(self._dead)
-        if not count:
-            return []
-        dead = self._dead[:count]
-        del self._dead[:count]
-        return dead
-
-    def put_back(self, dead: list[tuple[int, int]]) -> None:
-        """Return these by the next `take` again: they could not be told."""
-        self._dead.extend(dead)
-
-
 def _spec(tensor: torch.Tensor, block: int, offset: int) -> TensorSpec:
     return TensorSpec(
         block, _NAMES[tensor.dtype], list(tensor.shape), list(tensor.stride()), offset, tensor.requires_grad
     )
 
 
-def _span(tensor: torch.Tensor) -> tuple[int, int]:
+def span_of(tensor: torch.Tensor) -> tuple[int, int]:
     """Return the first byte of the storage that the tensor uses, and the one after its last."""
     first = int(tensor.storage_offset())
     if tensor.is_contiguous():

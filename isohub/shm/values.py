@@ -6,13 +6,14 @@ What belongs to one side alone (handles, pickles) is left to that side's `other`
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Literal
 
 import torch
 
 from isohub.errors import RemoteProtocolError
 from isohub.shm.arena import Arena
+from isohub.shm.overlaps import overlaps
 from isohub.shm.tensors import Residents, TensorReader, TensorWriter, bytes_of, dtype_named, name_of_dtype, why_not
 from isohub.wire import tree
 from isohub.wire.messages import Payload
@@ -38,11 +39,13 @@ class Packer:
         move: Moves tensors into shared memory for good.
         moving: Whether every tensor is to be moved rather than copied.
         own: Says a parameter that the other side has as well, in a module tree; None for any other.
+        keeps_views: Whether the other side is told which tensors are views of which, as autograd sees it.
 
     Attributes:
         noted: (place, tensor) of those that ask for gradients, and of all parameters.
         modules: Module trees that the payload tells of.
         parameters: (place, parameter) of the trees.
+        views: By its place, the place of what a tensor that asks for gradients is a view of.
     """
 
     def __init__(
@@ -54,12 +57,15 @@ class Packer:
         own: Callable[[Any], Ref | None],
         *,
         moving: bool = False,
+        keeps_views: bool = False,
     ) -> None:
         self.tensors = TensorWriter(arena, residents, move)
         self.noted: list[tuple[int, torch.Tensor]] = []
         self._moving = moving
         self.modules: list[ModuleSpec] = []
         self.parameters: list[tuple[int, torch.Tensor]] = []
+        self.views: dict[int, int] = {}
+        self._keeps_views = keeps_views
         self._other = other
         self._own = own
 
@@ -70,7 +76,12 @@ class Packer:
             LocalProtocolError: It cannot be said; nothing was allocated.
         """
         said = self.say(value, where)
-        blocks, specs = self.tensors.finish()
+        apart: Collection[int] = ()
+        if len(self.noted) > 1:
+            self.views, apart = overlaps(self.noted)
+            if not self._keeps_views:
+                apart, self.views = apart | self.views.keys(), {}
+        blocks, specs = self.tensors.finish(apart)
         return Payload(said, blocks, specs, self.modules)
 
     def say(self, value: object, where: Where) -> Value:

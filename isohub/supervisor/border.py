@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -10,8 +11,9 @@ import torch
 from isohub.errors import IsohubError, LocalProtocolError, RemoteProtocolError
 from isohub.shm.arena import Arena
 from isohub.shm.segment import Segment, create_memfd
-from isohub.shm.tensors import Residents, TensorReader, Watch, why_not
+from isohub.shm.tensors import Residents, TensorReader, why_not
 from isohub.shm.values import Packer, Unpacker
+from isohub.shm.watch import Watch
 from isohub.supervisor.arguments import pickle_argument
 from isohub.wire import structs
 from isohub.wire.messages import (
@@ -88,8 +90,12 @@ class Proxies(Protocol):
     def settled(self) -> None:
         """Know that an exchange is over, with all that was asked within it."""
 
-    def changes(self) -> list[TreeChange]:
-        """Return what was done here to module trees since the worker was last told."""
+    def changes(self, *, live: bool = True) -> list[TreeChange]:
+        """Return what was done here to module trees since the worker was last told.
+
+        Args:
+            live: Whether to look at those that are alive, or else only at those that are gone.
+        """
 
     def changes_told(self) -> None:
         """Know that the worker is told of the changes last returned."""
@@ -103,8 +109,12 @@ class Proxies(Protocol):
     def parts(self, value: object) -> tuple[Record, list[Any]] | None:
         """Take a record apart, its members unsaid; None for what is no record."""
 
-    def unpacked(self) -> None:
-        """Know that the value of an answer is made."""
+    def making(self) -> AbstractContextManager[None]:
+        """Keep what is made here until the value of an answer is, which holds it then."""
+
+    @property
+    def has_released(self) -> bool:
+        """Whether there is anything that `released` would return."""
 
     def released(self) -> list[tuple[int, int]]:
         """Return the handles that nobody holds any more, and how often each had been received."""
@@ -156,6 +166,10 @@ class Border:
         Raises:
             RemoteProtocolError: It makes no sense.
         """
+        with self.proxies.making():
+            return self._unpack(payload)
+
+    def _unpack(self, payload: Payload) -> Any:
         try:
             tensors = TensorReader(payload.blocks, payload.tensors, self._segment, self._watched)
             numbered = {one.tensor: one.number for one in payload.numbered}
@@ -172,8 +186,6 @@ class Border:
         except Exception as error:
             # Something that every check let through and torch or Python then refused.
             raise RemoteProtocolError(f"an answer that says nothing: {type(error).__name__}: {error}") from error
-        finally:
-            self.proxies.unpacked()
 
     def request(self, verb: Verb, payload: Payload, state: TorchState, fields: dict[str, Any]) -> Request:
         """Return a request, with all that goes along: new segments, and what nobody here holds any more."""
@@ -181,7 +193,8 @@ class Border:
             verb=verb,
             payload=payload,
             state=state,
-            changes=self.proxies.changes(),
+            # Releases are sent beside the caller's threads, which may be in the middle of a change.
+            changes=self.proxies.changes(live=verb != "release"),
             freed=self._watch.take(),
             released=self.proxies.released(),
             segments=[(number, nbytes) for number, nbytes, _ in self._pending],

@@ -55,11 +55,12 @@ class Callbacks:
         self._thrown[number] = error
         return number
 
-    def find(self, answer: Returned | Raised) -> Exception | None:
-        """Return the exception of here by which a request ended; None if it ended otherwise."""
-        return self._thrown.get(answer.error.thrown) if isinstance(answer, Raised) else None
+    def find(self, answer: Returned | Raised) -> list[Exception]:
+        """Return the exception of here by which a request ended, alone in a list; none if it ended otherwise."""
+        found = self._thrown.get(answer.error.thrown) if isinstance(answer, Raised) else None
+        return [] if found is None else [found]
 
-    def settle(self, answer: Returned | Raised) -> Exception | None:
+    def settle(self, answer: Returned | Raised) -> list[Exception]:
         """Likewise, for the last answer of an exchange; everything that was raised is forgotten."""
         found = self.find(answer)
         self._thrown.clear()

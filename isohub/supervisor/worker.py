@@ -44,15 +44,7 @@ from isohub.supervisor.releases import Releases
 from isohub.wire import codec
 from isohub.wire.framing import MAX_MESSAGE_BYTES
 from isohub.wire.lifecycle import Event, State, after
-from isohub.wire.messages import (
-    Callback,
-    Payload,
-    Prepare,
-    Raised,
-    Request,
-    Returned,
-    Verb,
-)
+from isohub.wire.messages import Callback, Payload, Prepare, Raised, Request, Returned, Verb
 
 __all__ = ["Worker"]
 
@@ -206,10 +198,12 @@ class Worker:
             if answered is Event.ANSWER:
                 self.border.proxies.settled()
                 thrown = self._callbacks.settle(answer)
+                if self.border.proxies.has_released:
+                    self.release_soon()  # it was not free for those that died meanwhile
             else:
                 thrown = self._callbacks.find(answer)
-        if thrown is not None:
-            raise thrown
+        if thrown:
+            raise thrown.pop()  # from the list: else this frame and the exception would keep each other
         if isinstance(answer, Raised):
             raise exception(answer, refused)
         return value
@@ -387,6 +381,7 @@ class Worker:
             connection.process.kill()
             connection.close()
             self.border.close()
+            self._callbacks = Callbacks()
             self._services.close()
             if self.lease is not None:
                 self.lease.close()

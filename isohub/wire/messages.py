@@ -85,11 +85,13 @@ class Graph(Struct, array_like=True, frozen=True):
         leaves: What it leads back to: (0, number) of a tensor that the parent has sent, (handle, place) of a
             parameter or buffer in a module tree, counted as in `ModuleSpec`, or (-handle, position) of an output
             of an earlier graph of the same exchange.
+        views: Places of tensors that are views of outputs, each with the place of its output.
     """
 
     handle: int
     outputs: list[int]
     leaves: list[tuple[int, int]]
+    views: list[tuple[int, int]] = []
 
 
 class Payload(Struct, array_like=True, frozen=True):

@@ -44,6 +44,7 @@ class Graphs:
         self._objects = objects
         # Outputs of graphs of this exchange: (node, which of its outputs) -> (-handle of the graph, position).
         self._borders: dict[tuple[Any, int], tuple[int, int]] = {}
+        self._came: list[tuple[int, torch.Tensor]] = []  # with this exchange
         # By id of the tensor: itself, its number, and its version when it came.
         self._numbers: dict[int, tuple[weakref.ref[torch.Tensor], int, int]] = {}
 
@@ -59,6 +60,7 @@ class Graphs:
         # Weakly, by a dictionary that knows no tensor: two of them compare element by element.
         numbers, key = self._numbers, id(leaf)
         numbers[key] = (weakref.ref(leaf, lambda _: numbers.pop(key, None)), numbered.number, leaf._version)
+        self._came.append((numbered.number, leaf))
         if numbered.kind != "computed":
             return leaf
         # In the parent something computed it, so that code may write to it in place, as to no leaf.
@@ -79,26 +81,46 @@ class Graphs:
                 found.append(Numbered(place, number, "parameter" if is_parameter else "leaf"))
         return found
 
-    def leave(self, noted: list[tuple[int, torch.Tensor]]) -> Graph | None:
+    def leave(self, noted: list[tuple[int, torch.Tensor]], views: dict[int, int]) -> Graph | None:
         """Return the graph behind tensors of a payload, if there is one.
 
         Args:
             noted: Those that ask for gradients, each with its place in the payload.
+            views: The place of what a tensor is a view of, by its own place.
         """
-        outputs = [(place, tensor) for place, tensor in dict(noted).items() if tensor.grad_fn is not None]
+        outputs = [
+            (place, tensor) for place, tensor in dict(noted).items()
+            if tensor.grad_fn is not None and place not in views
+        ]  # fmt: skip
         if not outputs:
             return None
         edges = [get_gradient_edge(tensor) for _, tensor in outputs]
         graph = _Graph(edges if _takes_edges() else [tensor for _, tensor in outputs])
         names = self._walk(graph, edges)
+        if graph.runs_code:
+            # A checkpoint may have captured what came with the call; nothing in the graph tells.
+            for number, leaf in self._came:
+                if leaf.requires_grad and (0, number) not in names:
+                    names.append((0, number))
+                    graph.sources.append(leaf)
         handle = self._objects.export(graph)
         for index, edge in enumerate(edges):
             self._borders.setdefault((edge.node, edge.output_nr), (-handle, index))
-        return Graph(handle, [place for place, _ in outputs], names)
+        return Graph(handle, [place for place, _ in outputs], names, list(views.items()))
+
+    def unsend(self, graph: Graph) -> None:
+        """Know that the parent was not told of a graph after all."""
+        self._borders = {edge: border for edge, border in self._borders.items() if border[0] != -graph.handle}
 
     def settled(self) -> None:
         """Know that an exchange is over, with all that was asked within it."""
         self._borders.clear()
+        self._came.clear()
+
+    def entered(self) -> list[tuple[int, int, torch.Tensor]]:
+        """Return the parent's tensors that are alive here, each as (0, its number, itself)."""
+        alive = [(number, ours()) for ours, number, _ in list(self._numbers.values())]
+        return [(0, number, tensor) for number, tensor in alive if tensor is not None and tensor.requires_grad]
 
     def _walk(self, graph: _Graph, edges: list[GradientEdge]) -> list[tuple[int, int]]:
         """Find what a graph leads back to, and return the names of that."""
@@ -157,6 +179,7 @@ class _Graph:
             with which the parent's graph goes on, so that this one ends there.
         entered: Which of the sources are tensors that the parent has computed.
         hidden: Leaves that only the repository's code knows of.
+        runs_code: Whether code of somebody's runs in a backward, which may have graphs of its own.
     """
 
     def __init__(self, outputs: list[Any]) -> None:
@@ -165,7 +188,7 @@ class _Graph:
         self.entered: list[int] = []
         self.hidden: list[torch.Tensor] = []
         self._is_kept = False
-        self._runs_code = False
+        self.runs_code = False
 
     def keep(self) -> None:
         """Stay as it is after each backward: another graph has a part of it."""
@@ -179,7 +202,7 @@ class _Graph:
             other.keep()
             self.keep()
         metadata[_GRAPH] = weakref.ref(self)
-        self._runs_code |= isinstance(node, BackwardCFunction)
+        self.runs_code |= isinstance(node, BackwardCFunction)
 
     def backward(
         self,
@@ -187,7 +210,7 @@ class _Graph:
         wanted: list[int],
         keep: bool,
         place: Callable[[torch.Tensor], torch.Tensor],
-        parameters: Callable[[], list[tuple[int, int, torch.Tensor]]],
+        known: Callable[[], list[tuple[int, int, torch.Tensor]]],
     ) -> tuple[list[Any], list[Any]]:
         """Return gradients.
 
@@ -196,12 +219,12 @@ class _Graph:
             wanted: Of which of the sources.
             keep: Whether another backward will follow.
             place: Copies a tensor to where it can be sent from without another copy.
-            parameters: Returns all parameters that the parent knows, as (handle, place, parameter).
+            known: Returns all leaves that the parent knows, as (handle, place, parameter) or (0, number, tensor).
 
         Returns:
-            Those of the wanted sources, None for what nothing depends on; and, as (handle, place, gradient),
-            those of parameters to which no path leads: they were used in a graph of their own, which a
-            checkpoint made.
+            Those of the wanted sources, None for what nothing depends on; and, as (handle, place, gradient) or
+            (0, number, gradient), those of leaves to which no path leads: they were used in a graph of their
+            own, which a checkpoint made.
         """
         both = [(output, given) for output, given in zip(self._outputs, gradients, strict=True) if given is not None]
         if not both:
@@ -214,7 +237,7 @@ class _Graph:
         if again or borders:
             return self._derive(outputs, given, wanted, keep, again), []
         begin = functools.partial(torch.autograd.backward, outputs, given, retain_graph=keep)
-        return self._accumulate(begin, wanted, place, parameters() if self._runs_code else [])
+        return self._accumulate(begin, wanted, place, known() if self.runs_code else [])
 
     def _derive(self, outputs: Any, given: Any, wanted: list[int], keep: bool, again: bool) -> list[Any]:
         inputs: Any = [self.sources[index] for index in wanted] + self.hidden
@@ -243,6 +266,7 @@ class _Graph:
     ) -> tuple[list[Any], list[Any]]:
         # Each gradient is copied as soon as it is there, so that never all of them are there twice.
         found: dict[int, torch.Tensor] = {}
+        is_own: dict[int, bool] = {}
 
         def add(source: object, gradient: torch.Tensor | None) -> None:
             if gradient is not None:
@@ -250,7 +274,13 @@ class _Graph:
                 if gradient.nbytes >= LARGE_BYTES:
                     give_back()  # what the one before took, or they would be there twice after all
                 before = found.get(id(source))
-                found[id(source)] = place(gradient) if before is None else before.add_(gradient)
+                if before is None:
+                    found[id(source)] = place(gradient)
+                    is_own[id(source)] = found[id(source)] is not gradient
+                elif is_own[id(source)]:
+                    before.add_(gradient)
+                else:  # it is the repository's code's or autograd's, of which others may have views
+                    found[id(source)], is_own[id(source)] = before + gradient, True
 
         def take(leaf: torch.Tensor) -> None:
             gradient, leaf.grad = leaf.grad, None
@@ -258,7 +288,7 @@ class _Graph:
 
         leaves = [source for source in self.sources if isinstance(source, torch.Tensor)]
         with contextlib.ExitStack() as after:
-            for leaf in [*leaves, *(parameter for *_, parameter in known)]:
+            for leaf in [*leaves, *(leaf for *_, leaf in known)]:
                 after.callback(setattr, leaf, "grad", leaf.grad)  # the repository's code may have one of its own
                 leaf.grad = None
             for leaf in leaves:
@@ -269,10 +299,10 @@ class _Graph:
                 after.callback(source.node.register_prehook(functools.partial(_stop, add, source)).remove)
             begin()
             others = []
-            for handle, index, parameter in known:
-                if parameter.grad is not None:
-                    _check(parameter.grad)
-                    others.append((handle, index, place(parameter.grad)))
+            for handle, index, leaf in known:
+                if leaf.grad is not None:
+                    _check(leaf.grad)
+                    others.append((handle, index, place(leaf.grad)))
         return [found.get(id(self.sources[index])) for index in wanted], others
 
 

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import pickle
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +16,6 @@ from isohub.shm.segment import Segment
 from isohub.shm.tensors import (
     Residents,
     TensorReader,
-    Watch,
     bytes_of,
     is_dense,
     storage_over,
@@ -23,6 +23,7 @@ from isohub.shm.tensors import (
     why_not,
 )
 from isohub.shm.values import Packer, Unpacker
+from isohub.shm.watch import Watch
 from isohub.wire import structs
 from isohub.wire.messages import Granted, Payload, Request
 from isohub.wire.specs import Block
@@ -49,38 +50,43 @@ class Border:
 
     def __init__(self, need_segment: Callable[[int, Use], tuple[Granted, int]]) -> None:
         self._need = need_segment
+        self._lock = threading.RLock()  # hooked modules may be called in several threads of the repository's
         self.objects = Objects()
         self.graphs = Graphs(self.objects)
         self._arena = Arena(lambda nbytes: self._new_segment(nbytes, "arena"))
         self._residents = Residents()
         self._inbox: dict[int, Segment] = {}
         self._watch = Watch()
+        self._sent: tuple[Payload, list[int]] = Payload(), []  # what was said last, and the handles counted for it
         self._living: Counter[int] = Counter()  # blocks in use here, by segment of weights
 
     def accept(self, request: Request, descriptors: list[int]) -> None:
         """Take in what comes along with a request: new segments, and what the parent gives back."""
-        for (number, nbytes), fd in zip(request.segments, descriptors, strict=True):
-            self._inbox[number] = Segment(number, fd, nbytes)
-            os.close(fd)
-        for number, offset in request.freed:
-            self._arena.release(number, offset)
-        for handle, count in request.released:
-            self.objects.release(handle, count)
-        for change in request.changes:
-            self.objects.trees.change(change)
+        with self._lock:
+            for (number, nbytes), fd in zip(request.segments, descriptors, strict=True):
+                self._inbox[number] = Segment(number, fd, nbytes)
+                os.close(fd)
+            for number, offset in request.freed:
+                self._arena.release(number, offset)
+            # Before what is released: the last change of a tree may be told when nobody holds it any more.
+            for change in request.changes:
+                self.objects.trees.change(change)
+            for handle, count in request.released:
+                self.objects.release(handle, count)
 
     def news(self) -> dict[str, Any]:
         """Return what goes along with an answer: blocks and segments of which nothing lives here."""
         freed, dropped = [], []
-        for number, offset in self._watch.take():
-            if number in self._inbox:
-                freed.append((number, offset))
-                continue
-            self._living[number] -= 1
-            if not self._living[number]:
-                del self._living[number]
-                self._residents.remove(number)
-                dropped.append(number)
+        with self._lock:
+            for number, offset in self._watch.take():
+                if number in self._inbox:
+                    freed.append((number, offset))
+                    continue
+                self._living[number] -= 1
+                if not self._living[number]:
+                    del self._living[number]
+                    self._residents.remove(number)
+                    dropped.append(number)
         return {"freed": freed, "dropped": dropped}
 
     def unpack(self, payload: Payload) -> Any:
@@ -105,23 +111,33 @@ class Border:
         def other(packer: Packer, value: Any, where: Where) -> Any:
             return export.say_other(packer, value, where, self.objects)
 
-        packer = Packer(self._arena, self._residents, other, self._move, self._own, moving=moving)
-        changed = self.objects.trees.changed(None if only_forward else self._is_astray)
-        try:
-            for handle in changed:
-                packer.modules.append(export.describe(packer, self.objects.get(handle), handle, self.objects))
-            return self._complete(packer.pack(value, "result"), packer)
-        except BaseException:
-            self.objects.trees.untold(changed)
-            raise
+        packer = Packer(
+            self._arena, self._residents, other, self._move, self._own, moving=moving, keeps_views=not moving
+        )
+        with self._lock:
+            return self._packed(packer, self.objects.trees.changed(None if only_forward else self._is_astray), value)
 
-    def _complete(self, payload: Payload, packer: Packer) -> Payload:
-        """Return the payload with the graph behind its tensors, and which of these are the parent's own."""
-        graph = self.graphs.leave(packer.noted) if packer.noted else None
-        numbered = self.graphs.numbered(packer.parameters + packer.noted)
-        if graph is None and not numbered:
-            return payload
-        return structs.replace(payload, graph=graph, numbered=numbered)
+    def _packed(self, packer: Packer, told: list[int], value: object = None) -> Payload:
+        """Return what says a value and the trees of these handles, with the graph behind the tensors."""
+        self.objects.exported()  # what is of another payload
+        payload = Payload()
+        try:
+            for handle in told:
+                packer.modules.append(export.describe(packer, self.objects.get(handle), handle, self.objects))
+            payload = packer.pack(value, "result")
+            if packer.modules:
+                self.objects.trees.moved()
+            graph = self.graphs.leave(packer.noted, packer.views) if packer.noted else None
+            numbered = self.graphs.numbered(packer.parameters + packer.noted)
+            if graph is not None or numbered:
+                payload = structs.replace(payload, graph=graph, numbered=numbered)
+        except BaseException:
+            self._sent = payload, self.objects.exported()
+            self.unsend(payload)
+            self.objects.trees.untold(told)
+            raise
+        self._sent = payload, self.objects.exported()
+        return payload
 
     def _own(self, parameter: torch.nn.Parameter) -> Ref | None:
         """Say a parameter of a module tree that the parent has."""
@@ -133,10 +149,14 @@ class Border:
         return Ref("parameter", handle, path, name)
 
     def unsend(self, payload: Payload) -> None:
-        """Free the blocks of a result that is not sent after all."""
+        """Take back all that a result has along, since it is not sent after all."""
         self.objects.trees.untold(spec.handle for spec in payload.modules)
         if payload.graph is not None:
-            self.objects.release(payload.graph.handle, 1)
+            self.graphs.unsend(payload.graph)
+        if self._sent[0] is payload:
+            for handle in self._sent[1]:
+                self.objects.release(handle, 1)
+        self._sent = Payload(), []
         for block in payload.blocks:
             if self._residents.get(block.segment) is None:
                 self._arena.release(block.segment, block.offset)
@@ -149,7 +169,8 @@ class Border:
         def place(tensor: torch.Tensor) -> torch.Tensor:
             if why_not(tensor) is not None or not is_dense(tensor):
                 return tensor
-            block = self._arena.allocate(tensor.numel() * tensor.itemsize)
+            with self._lock:
+                block = self._arena.allocate(tensor.numel() * tensor.itemsize)
             segment = self._arena.segment(block.segment)
             placed.append(segment.address + block.offset)
             self._arena.placed[placed[-1]] = block
@@ -164,12 +185,18 @@ class Border:
                 if block is not None:
                     self._arena.release(block.segment, block.offset)
 
+    def leaves(self) -> list[tuple[int, int, torch.Tensor]]:
+        """Return all leaves that the parent knows.
+
+        Each is (handle of a tree, place in it, parameter) or (0, number, tensor).
+        """
+        return [*self.objects.trees.parameters(), *self.graphs.entered()]
+
     def describe(self, handle: int) -> Payload:
         """Describe the module of that handle as it is now."""
-        module = self.objects.get(handle)
         packer = Packer(self._arena, self._residents, lambda *_: None, self._move, self._own)
-        packer.modules.append(export.describe(packer, module, handle, self.objects))
-        return self._complete(packer.pack(None), packer)
+        with self._lock:
+            return self._packed(packer, [handle])
 
     def move(self, tensors: list[Any]) -> None:
         """Move tensors into shared memory for good, under the feet of whoever holds them."""

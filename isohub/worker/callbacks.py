@@ -7,11 +7,14 @@ backward pass goes through the parent at these places.
 
 from __future__ import annotations
 
+import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from isohub.wire.messages import Callback, Request
 from isohub.worker.border import Border
@@ -49,6 +52,7 @@ class Callbacks:
         self._modes = modes
         self._call = call
         self._hooked: dict[int, list[weakref.ref[torch.nn.Module]]] = {}  # by handle of the tree
+        self._under_way = threading.local()
 
     def accept(self, request: Request, descriptors: list[int]) -> None:
         """Take in what comes along with a request."""
@@ -60,7 +64,18 @@ class Callbacks:
     def call(self, target: Any, *args: Any, **kwargs: Any) -> Any:
         """Call an object as the parent asked for: that has called the hooks of a module already."""
         detour = vars(target).get(_CALL) if isinstance(target, torch.nn.Module) else None
-        return detour.around(args, kwargs) if isinstance(detour, _Detour) else target(*args, **kwargs)
+        if not isinstance(detour, _Detour):
+            return target(*args, **kwargs)
+        outer = self._outer()
+        if not (outer and outer[-1].module is target):
+            return detour.around(args, kwargs)
+        with outer[-1].watching(args, kwargs):
+            return detour.around(args, kwargs)
+
+    def _outer(self) -> list[_Call]:
+        """Return the calls that this thread has had the parent make, and that have not ended."""
+        calls: list[_Call] = self._under_way.__dict__.setdefault("calls", [])
+        return calls
 
     def _hook(self, handle: int, paths: list[str]) -> None:
         for module in filter(None, [known() for known in self._hooked.pop(handle, [])]):
@@ -81,14 +96,78 @@ class Callbacks:
         callback = Callback(
             handle=place[0], path=place[1], payload=payload, state=self._modes.current(), **self._border.news()
         )
-        reply, descriptors = self._call(callback)
+        call = _Call(module, args, kwargs)
+        self._outer().append(call)
+        try:
+            reply, descriptors = self._call(callback)
+        except BaseException:
+            self._border.unsend(payload)
+            raise
+        finally:
+            self._outer().remove(call)
         self.accept(reply, descriptors)
+        call.write_back()
         if reply.state is not None:
             self._modes.take_generator(reply.state.rng)
         if reply.verb == "throw":
             raise ThrownError(reply.handle)
         ((value,), _) = self._border.unpack(reply.payload)
         return value
+
+
+class _Call:
+    """A call that the parent makes for the code here, and what its module wrote to in place.
+
+    The module gets copies, so that the caller's tensors have to be written to afterwards, as in one process.
+
+    Args:
+        module: The module.
+        args: The caller's.
+        kwargs: The caller's.
+    """
+
+    def __init__(self, module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+        self.module = module
+        self._given = _tensors_in(args, kwargs)
+        self._written: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    @contextmanager
+    def watching(self, args: Any, kwargs: Any) -> Iterator[None]:
+        """Note which of the caller's tensors are written to; a hook may have put others in their places."""
+        copies = _tensors_in(args, kwargs)
+        pairs = list(zip(self._given, copies, strict=True)) if len(self._given) == len(copies) else []
+        pairs = [(given, copy) for given, copy in pairs if _is_same(given, copy)]
+        before = [_version(copy) for _, copy in pairs]
+        yield
+        self._written += [
+            (given, copy) for (given, copy), version in zip(pairs, before, strict=True)
+            if _version(copy) != version or (version == _NONE and not _is_same(given, copy))
+        ]  # fmt: skip
+
+    def write_back(self) -> None:
+        """Write to the caller's tensors what the module wrote to their copies."""
+        for given, copy in self._written:
+            given.copy_(copy)
+
+
+_NONE = -1
+
+
+def _version(tensor: torch.Tensor) -> int:
+    return _NONE if tensor.is_inference() else tensor._version
+
+
+def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    if (one.shape, one.dtype, one.device) != (other.shape, other.dtype, other.device):
+        return False
+    if one.is_meta or one.layout is not torch.strided:
+        return False
+    with torch.no_grad():
+        return bool(((one == other) | ((one != one) & (other != other))).all())  # noqa: PLR0124 - NaN
+
+
+def _tensors_in(args: Any, kwargs: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
 
 
 class _Detour:

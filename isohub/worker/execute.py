@@ -126,7 +126,7 @@ class Executor:
         """Compute gradients by a graph that is here."""
         args, _ = self._border.unpack(request.payload)
         with self._border.placing() as place:
-            found = self._target(request).backward(*args, place, self._border.objects.trees.parameters)
+            found = self._target(request).backward(*args, place, self._border.leaves)
             payload = self._border.pack(found, only_forward=True)
         if payload.graph is not None:
             self._border.objects.get(payload.graph.handle).keep()

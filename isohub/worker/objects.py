@@ -51,6 +51,7 @@ class Objects:
         self._places: dict[int, tuple[int, str]] = {}
         self._numbers: dict[int, tuple[weakref.ref[torch.nn.Module], int]] = {}  # of modules, by id
         self._next_number = 1
+        self._exported: list[int] = []
         self.trees = Trees()
         self.records = Records()
 
@@ -67,7 +68,13 @@ class Objects:
             self._by_id[id(value)] = handle
             self._sent[handle] = 0
         self._sent[handle] += 1
+        self._exported.append(handle)
         return handle
+
+    def exported(self) -> list[int]:
+        """Return the handles that were counted as sent since the last call."""
+        exported, self._exported = self._exported, []
+        return exported
 
     def get(self, handle: int, path: str = "") -> Any:
         """Return the object, or the sub-module that `path` leads to from it.

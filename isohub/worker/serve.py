@@ -136,7 +136,8 @@ class _Line:
     def __init__(self, channel: Channel, answer: Callable[..., bytes]) -> None:
         self._channel = channel
         self._answer = answer
-        self._lock = threading.RLock()  # the repository's code may download in several threads
+        self._turn = threading.Condition()  # the repository's code may ask in several threads
+        self._calls: list[Callback] = []  # under way in the parent; each is made within the one before
         self.open = False
 
     def need_segment(self, nbytes: int, use: Use) -> tuple[Granted, int]:
@@ -164,30 +165,42 @@ class _Line:
         return Path(answer.path)
 
     def call(self, callback: Callback) -> tuple[Request, list[int]]:
-        """Have the parent make a call, and return how it ended; it may ask for anything meanwhile."""
-        with self._lock:
+        """Have the parent make a call, and return how it ended; it may ask for anything meanwhile.
+
+        What it asks for may take other threads, which may have calls made, too. They end before this one does.
+        """
+        with self._turn:
             reply, descriptors = self._ask(callback)
+            self._calls.append(callback)
+        try:
             while not (isinstance(reply, Request) and reply.verb in ("resume", "throw")):
                 data = self._answer(reply, descriptors, nested=True)
-                _flush()
-                self._channel.send(data)
-                message, descriptors = self._channel.receive()
-                reply = codec.decode_from_parent(message)
+                with self._turn:
+                    self._turn.wait_for(lambda: self._calls[-1] is callback)
+                    reply, descriptors = self._exchange(data)
             return reply, descriptors
+        finally:
+            with self._turn:
+                self._calls.remove(callback)
+                self._turn.notify_all()
 
     def close(self) -> None:
         """Let no more questions be asked, once those that are being asked have their answers."""
-        with self._lock:
+        with self._turn:
+            self._turn.wait_for(lambda: not self._calls)
             self.open = False
 
     def _ask(self, question: NeedSegment | NeedFiles | Callback) -> tuple[FromParent, list[int]]:
-        with self._lock:
+        with self._turn:
             if not self.open:
                 raise URLError("a worker can only ask for files, or call hooks, while the program waits for its answer")
-            _flush()
-            _send(self._channel, question)
-            message, descriptors = self._channel.receive()
-            return codec.decode_from_parent(message), descriptors
+            return self._exchange(codec.encode(question))
+
+    def _exchange(self, data: bytes) -> tuple[FromParent, list[int]]:
+        _flush()
+        self._channel.send(data)
+        message, descriptors = self._channel.receive()
+        return codec.decode_from_parent(message), descriptors
 
 
 def _flush() -> None:

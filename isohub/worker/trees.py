@@ -36,10 +36,14 @@ class Trees:
             modules: All of its modules.
             tensors: All of its tensors, in the order in which they are counted; see `wire.specs.ModuleSpec`.
         """
-        # TorchScript makes its tensors anew at each look, and cannot put others in their place.
-        plain = [module for module in modules if not isinstance(module, torch.jit.ScriptModule)]
-        self._known[handle] = _Tree(plain, tensors)
+        self._known[handle] = _Tree(modules, tensors)
         self._count()
+
+    def moved(self) -> None:
+        """Know that the tensors of trees just described lie in shared memory by now."""
+        for tree in self._known.values():
+            if tree is not None:
+                tree.remember_memory()
 
     def modules(self, handle: int) -> list[torch.nn.Module]:
         """Return the modules that a tree had when the parent was last told of it."""
@@ -109,8 +113,13 @@ class _Tree:
     """One tree as it was described. Asked after each call, so its check is a few passes that run in C."""
 
     def __init__(self, modules: list[torch.nn.Module], tensors: list[torch.Tensor]) -> None:
-        self.modules = modules
+        scripts = [module for module in modules if isinstance(module, torch.jit.ScriptModule)]
+        self.modules = modules = [module for module in modules if not isinstance(module, torch.jit.ScriptModule)]
         self.tensors = tensors
+        # TorchScript makes its tensors anew at each look, over the same memory; only buffers can be replaced there.
+        buffers: list[Any] = [torch._C.BufferDict(module._c) for module in scripts]
+        self._scripts = [of_one for of_one in buffers if of_one.items()]
+        self._memory: list[tuple[int, torch.Size]] = []
         places = [
             place for module in modules for place in (module._modules, module._parameters, module._buffers)
         ]  # fmt: skip
@@ -124,6 +133,10 @@ class _Tree:
         self.modes = self.modes_now()
         self.asking = self.asking_now()
 
+    def remember_memory(self) -> None:
+        """Take where the buffers of TorchScript lie now for where they belong."""
+        self._memory = self._memory_now()
+
     def asking_now(self) -> list[bool]:
         """Return which of the tensors ask for gradients."""
         return [tensor.requires_grad for tensor in self.tensors]
@@ -136,12 +149,17 @@ class _Tree:
         """Return whether it is not as it was; see `Trees.changed`."""
         if self._is_lazy or any(self._empty) or self.modes_now() != self.modes:
             return True
+        if self._scripts and self._memory_now() != self._memory:
+            return True
         if not self._is_same() and not (self._put_counters_back() and self._is_same()):
             return True
         if astray is None:
             return False
         tensors = [value for value in self._then if isinstance(value, torch.Tensor)]
         return self.asking_now() != self.asking or any(map(astray, tensors))
+
+    def _memory_now(self) -> list[tuple[int, torch.Size]]:
+        return [(buffer.data_ptr(), buffer.shape) for of_one in self._scripts for _, buffer in of_one.items()]
 
     def _now(self) -> list[Any]:
         return list(chain.from_iterable(map(dict.values, self._filled)))

@@ -81,7 +81,7 @@ _PAYLOAD = Payload(
         )
     ],
     [Numbered(0, 11, "parameter"), Numbered(1, 12, "leaf"), Numbered(2, 13, "computed")],
-    Graph(9, [0], [(0, 11), (8, 1)]),
+    Graph(9, [0], [(0, 11), (8, 1)], [(1, 0)]),
 )  # fmt: skip
 
 FROM_PARENT: dict[str, FromParent] = {

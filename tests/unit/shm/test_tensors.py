@@ -12,7 +12,8 @@ from torch import Tensor
 from isohub.errors import RemoteProtocolError
 from isohub.shm.arena import Arena
 from isohub.shm.segment import Segment, create_memfd
-from isohub.shm.tensors import Residents, TensorReader, TensorWriter, Watch, name_of_dtype, why_not
+from isohub.shm.tensors import Residents, TensorReader, TensorWriter, name_of_dtype, why_not
+from isohub.shm.watch import Watch
 from isohub.wire.specs import DTYPES, META, NOWHERE, Block, TensorSpec
 
 
