@@ -75,9 +75,8 @@ class ProxyTable:
         tree = self._trees.get(spec.handle)
         if tree is None:
             lease, survivors = self._lease(spec.handle), self._survivors.pop(spec.handle, None)
-            tree = Tree(lease, self._checkout, self._mirrors, self._trees, survivors)
+            tree = Tree(lease, self._checkout, self._mirrors, self._trees, survivors=survivors, died=self._tree_died)
             self._trees[spec.handle] = tree
-            weakref.finalize(tree, self._tree_died, lease, tree.shared).atexit = False
         if spec.parted:
             tree.lease.receive()
         adopted = {place: self._numbers.get(number) for place, number in numbered.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -40,6 +41,7 @@ class Tree:
             tree to another, and its mirror with it.
         trees: All trees in this worker, by handle.
         survivors: Parameters of this tree that are here although it was gone.
+        died: Called with the lease, and what there was of the tree, when it dies.
     """
 
     def __init__(
@@ -48,13 +50,16 @@ class Tree:
         checkout: Checkout,
         known: weakref.WeakValueDictionary[int, IsolatedModule],
         trees: weakref.WeakValueDictionary[int, Tree],
+        *,
         survivors: Survivors | None = None,
+        died: Callable[[Lease, Shared], None] = lambda *_: None,
     ) -> None:
         self.lease = lease
         self._known = known
         self._trees = trees
         self.shared = Shared(lease.handle)
         self._survivors = survivors
+        self._died = died
         self.entrypoint: str | None = None
         self.hookable: weakref.WeakSet[IsolatedModule] = weakref.WeakSet()  # those that ever had a hook
         self._hooked: list[str] = []  # paths of those that have one, as the worker knows it
@@ -62,6 +67,10 @@ class Tree:
         self._checkout = checkout
         self._mirrors: weakref.WeakValueDictionary[str, IsolatedModule] = weakref.WeakValueDictionary()
         self._paths: list[str] = []
+
+    def __del__(self) -> None:
+        # Not a finalizer of weakref's, which would keep the tensors, and with their hooks perhaps the tree, for good.
+        self._died(self.lease, self.shared)
 
     def mirror(self, path: str) -> IsolatedModule | None:
         """Return the mirror of the module at `path`, if it is alive."""

@@ -120,12 +120,14 @@ REPO = """
 
 
     class Odd:
-        def __reduce__(self):
-            raise TypeError("not me")
+        pass
 
 
-    def unsendable(net):
-        return [Odd(), torch.zeros(3).to_sparse()]
+    def unsendable(net, x):
+        deep = []
+        for _ in range(2000):
+            deep = [deep]
+        return Odd(), net.linear(x), deep
 """
 X = torch.linspace(-1.0, 1.0, 12).reshape(3, 4)
 
@@ -349,6 +351,21 @@ def test_objects_that_die_in_a_call_are_let_go_of(repo: str, forkserver: int):
     until(lambda: not worker.border.proxies.has_released)
 
     assert isohub.run_in(model, held) == 0
+
+
+def test_result_that_cannot_be_sent_is_forgotten(repo: str, forkserver: int):
+    """Of a result of which one part cannot be sent the worker keeps nothing for this program."""
+    model = isohub.load(repo, "net", "unsendable")
+    with pytest.raises(isohub.errors.IsohubError):
+        model(X)
+
+    def left(_: Any) -> list[str]:
+        import gc
+
+        gc.collect()
+        return [type(found).__name__ for found in gc.get_objects() if type(found).__name__ in ("Odd", "_Graph")]
+
+    assert isohub.run_in(model, left) == []
 
 
 def test_exception_of_a_hook_is_freed_at_once(repo: str, forkserver: int):
