@@ -44,7 +44,7 @@ HUBCONF = """
 """
 # What every program begins with: `model` and `other` in two workers, `tell` for a line of JSON.
 BEGIN = """
-import json, os, sys, threading, time
+import json, os, signal, sys, threading, time
 import torch, isohub
 from isohub import api, errors
 
@@ -234,7 +234,7 @@ def test_fork_does_not_keep_the_workers(start: Start):
         child = os.fork()
         if not child:
             tell({"fork": os.getpid()})
-            time.sleep(1000)
+            signal.pause()
         sys.stdin.readline()
     """)
     program.told()

@@ -7,6 +7,7 @@ import io
 import os
 import stat
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -114,11 +115,12 @@ def test_no_stated_commit(make: Maker, tmp_path: Path, files: Path) -> None:
     assert (files / "hubconf.py").read_bytes() == b"x"
 
 
+OUTSIDE = Path(tempfile.gettempdir()) / f"evil-{os.getpid()}"
 HOSTILE: dict[str, list[Entry]] = {
     "traversal": [("top/../../evil", "file", b"x")],
     "traversal at the top": [("../evil", "file", b"x")],
     "traversal with backslashes": [("top/..\\..\\evil", "file", b"x")],
-    "absolute": [("/tmp/evil", "file", b"x")],
+    "absolute": [(str(OUTSIDE), "file", b"x")],
     "absolute with a backslash": [("\\evil", "file", b"x")],
     "drive letter": [("C:/evil", "file", b"x")],
     "drive letter below the top": [("top/C:/evil", "file", b"x")],
@@ -155,7 +157,7 @@ def test_hostile_archives(make: Maker, tmp_path: Path, files: Path, entries: lis
 
     assert isinstance(caught.value, FetchError)
     assert {path for path in tmp_path.rglob("*") if not path.is_relative_to(files)} == before
-    assert not Path("/tmp/evil").exists()
+    assert not OUTSIDE.exists()
     assert len(str(caught.value)) < 400
 
 

@@ -343,4 +343,6 @@ def test_what_torch_hub_lets_through_is_not_explicit(folder: Path, monkeypatch, 
 def test_own_repositories_are_explicit(folder: Path, tmp_path: Path) -> None:
     """What is this machine's own may make what runs in this process."""
     for repo in (RepoRef.parse(tmp_path), RepoRef.parse("git+file:///srv/models.git@v1")):
-        require_explicit(decide(repo, None, "check", folder), repo)
+        decision = decide(repo, None, "check", folder)
+        assert decision.reason == "local"
+        require_explicit(decision, repo)  # raises where it is not
