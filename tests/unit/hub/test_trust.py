@@ -344,5 +344,5 @@ def test_own_repositories_are_explicit(folder: Path, tmp_path: Path) -> None:
     """What is this machine's own may make what runs in this process."""
     for repo in (RepoRef.parse(tmp_path), RepoRef.parse("git+file:///srv/models.git@v1")):
         decision = decide(repo, None, "check", folder)
-        assert decision.reason == "local"
+        assert decision.reason == "own"
         require_explicit(decision, repo)  # raises where it is not
