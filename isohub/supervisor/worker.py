@@ -77,7 +77,7 @@ class Worker:
     def __init__(self, label: str, isolation: Isolation, background: Background, services: Services) -> None:
         self.label = label
         self.isolation = isolation
-        self.border = Border()
+        self.border = Border(frozen=isolation.results == "frozen")
         self.calls = 0
         self.started_at = time.time()  # noqa: TID251 - a date to show, not a duration
         self._background = background
@@ -204,7 +204,7 @@ class Worker:
             connection.drain()
             connection.mute(False)
             if answered is Event.ANSWER:
-                self.border.proxies.settled()
+                self.border.settled()
                 thrown = self._callbacks.settle(answer)
             else:
                 thrown = self._callbacks.find(answer)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Border", "Use"]
 
-Use = Literal["arena", "weights"]
+Use = Literal["arena", "weights", "frozen"]
 
 
 class Border:
@@ -45,10 +45,14 @@ class Border:
 
     Args:
         need_segment: Asks the parent for a segment; returns the grant and its descriptor.
+
+    Attributes:
+        frozen: Whether the parent wants large results where nobody can change them any more.
     """
 
     def __init__(self, need_segment: Callable[[int, Use], tuple[Granted, int]]) -> None:
         self._need = need_segment
+        self.frozen = False
         self.objects = Objects()
         self.graphs = Graphs(self.objects)
         self._arena = Arena(lambda nbytes: self._new_segment(nbytes, "arena"))
@@ -105,7 +109,7 @@ class Border:
         def other(packer: Packer, value: Any, where: Where) -> Any:
             return export.say_other(packer, value, where, self.objects)
 
-        packer = Packer(self._arena, self._residents, other, self._move, self._own, moving=moving)
+        packer = self._packer(other, moving=moving and not self.frozen)
         changed = self.objects.trees.changed(None if only_forward else self._is_astray)
         try:
             for handle in changed:
@@ -114,6 +118,14 @@ class Border:
         except BaseException:
             self.objects.trees.untold(changed)
             raise
+
+    def _packer(self, other: Callable[[Packer, Any, Where], Any], *, moving: bool = False) -> Packer:
+        freeze = self._freeze if self.frozen else None
+        return Packer(self._arena, self._residents, other, self._move, self._own, moving=moving, freeze=freeze)
+
+    def _freeze(self, nbytes: int) -> tuple[int, int]:
+        granted, fd = self._need(nbytes, "frozen")
+        return granted.segment, fd
 
     def _complete(self, payload: Payload, packer: Packer) -> Payload:
         """Return the payload with the graph behind its tensors, and which of these are the parent's own."""
@@ -138,7 +150,7 @@ class Border:
         if payload.graph is not None:
             self.objects.release(payload.graph.handle, 1)
         for block in payload.blocks:
-            if self._residents.get(block.segment) is None:
+            if self._arena.has(block.segment):  # not a frozen one, which the parent forgets, nor one of weights
                 self._arena.release(block.segment, block.offset)
 
     @contextlib.contextmanager
@@ -167,7 +179,7 @@ class Border:
     def describe(self, handle: int) -> Payload:
         """Describe the module of that handle as it is now."""
         module = self.objects.get(handle)
-        packer = Packer(self._arena, self._residents, lambda *_: None, self._move, self._own)
+        packer = self._packer(lambda *_: None)
         packer.modules.append(export.describe(packer, module, handle, self.objects))
         return self._complete(packer.pack(None), packer)
 
