@@ -99,13 +99,13 @@ class ProxyTable:
         for position, place in enumerate(graph.outputs):
             self._outputs[graph.handle, position] = tensors[place]
 
-    def call(self, handle: int, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call the mirror of a module, with its hooks."""
+    def find(self, handle: int, path: str) -> IsolatedModule:
+        """Return the mirror of a module: to call it calls its hooks."""
         tree = self._trees.get(handle)
         mirror = None if tree is None else tree.mirror(path)
         if mirror is None:
             raise RemoteProtocolError(f"a call of module {handle}:{path[:200]!r}, which has no hooks here")
-        return mirror(*args, **kwargs)
+        return mirror
 
     def settled(self) -> None:
         """Know that an exchange is over, with all that was asked within it."""

@@ -79,8 +79,8 @@ class Proxies(Protocol):
             RemoteProtocolError: It makes no sense.
         """
 
-    def call(self, handle: int, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call what stands for a module here, with its hooks.
+    def find(self, handle: int, path: str) -> Any:
+        """Return what stands for a module here: to call it calls its hooks.
 
         Raises:
             RemoteProtocolError: There is no such module.
