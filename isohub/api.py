@@ -19,6 +19,7 @@ from isohub.hub.pipeline import Request
 from isohub.model import artifacts
 from isohub.model.artifacts import Returns
 from isohub.model.in_process import load_in_process
+from isohub.model.objects import names_in, text_in
 from isohub.model.proxies import ProxyTable
 from isohub.model.recipe import Recipe, remember, undrawn
 from isohub.model.tree import stamp
@@ -287,13 +288,13 @@ class Repo:
 
     def list(self) -> builtins.list[str]:
         """Return the names of the entrypoints, sorted. See `isohub.list`."""
-        names: builtins.list[str] = self._ask("list")
-        return names
+        worker = self._ready()
+        return names_in(worker, self._request_of(worker, "list"))
 
     def help(self, model: str) -> str | None:
         """Return the docstring of an entrypoint; None when it has none. See `isohub.help`."""
-        text: str | None = self._ask("help", name=_name(model))
-        return text
+        worker = self._ready()
+        return text_in(worker, self._request_of(worker, "help", name=_name(model)))
 
     def load(self, model: str, /, *args: Any, **kwargs: Any) -> Any:
         """Call an entrypoint with these arguments and return its result. See `isohub.load`."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 __all__ = ["DEFAULT_START_TIMEOUT_S", "Isolation"]
 
@@ -30,6 +30,9 @@ class Isolation:
             longer is killed.
         start_timeout_s: Seconds that a worker may take to become ready.
         dedicated: Whether the load gets a worker of its own instead of sharing that of its commit.
+        results: Where the tensors of results lie: `"shared"` is the fast way, memory that the worker can go on
+            writing to; `"frozen"` is memory that it cannot change any more once it has answered, for code that
+            you do not trust. Either way large ones are not copied. Weights are shared with the worker always.
 
     Raises:
         TypeError: A value is of the wrong type.
@@ -45,6 +48,7 @@ class Isolation:
     timeout_s: float | None = None
     start_timeout_s: float = DEFAULT_START_TIMEOUT_S
     dedicated: bool = False
+    results: Literal["shared", "frozen"] = "shared"
 
     def __post_init__(self) -> None:
         if self.setup is not None and not callable(self.setup):
@@ -65,6 +69,8 @@ class Isolation:
         _check_seconds("start_timeout_s", self.start_timeout_s)
         if not isinstance(self.dedicated, bool):
             raise TypeError(f"Isolation(dedicated=...) takes True or False, not {self.dedicated!r}")
+        if self.results not in ("shared", "frozen"):
+            raise ValueError(f'Isolation(results=...) must be "shared" or "frozen", not {self.results!r}')
 
     def __reduce__(self) -> tuple[object, ...]:
         # A mapping proxy can be neither copied nor pickled.

@@ -18,6 +18,7 @@ from isohub.wire.messages import FilesAt, NeedFiles, Refused
 __all__ = ["Services"]
 
 _MAX_TEXT = 8192  # more than any server takes as a URL
+_MAX_REFUSED = 1000  # that are remembered in one exchange; its request can end in a late one only
 
 
 class Services:
@@ -29,7 +30,7 @@ class Services:
 
     def __init__(self, repo: str) -> None:
         self._repo = repo
-        self._leases: list[Lease] = []
+        self._leases: dict[Path, Lease] = {}
         self._unchecked: set[str] = set()
         self._refused: dict[int, Exception] = {}
         self._count = 0
@@ -38,7 +39,7 @@ class Services:
         """Let go of the checkouts that were fetched: the worker whose code uses them has ended."""
         self._refused.clear()
         while self._leases:
-            self._leases.pop().close()
+            self._leases.popitem()[1].close()
 
     def refused(self, number: int) -> Exception | None:
         """Return the error of a refusal since the last call, and forget all of them.
@@ -67,6 +68,8 @@ class Services:
         # The worker may never see the fields of an error of ours, nor need its word be taken for them later.
         self._count += 1
         self._refused[self._count] = error
+        if len(self._refused) > _MAX_REFUSED:
+            del self._refused[next(iter(self._refused))]
         return Refused(kind, str(error), self._count)
 
     def _weights(self, need: NeedFiles) -> Path:
@@ -97,7 +100,10 @@ class Services:
     def _checkout(self, need: NeedFiles) -> Path:
         request = Request(ref=RepoRef.parse(need.name), trust_repo=need.trust)
         checkout, lease = request.take(request.checkout(), Lease.acquire)
-        self._leases.append(lease)
+        if checkout.root in self._leases:
+            lease.close()  # one descriptor a checkout, however often the code asks
+        else:
+            self._leases[checkout.root] = lease
         return checkout.root
 
 

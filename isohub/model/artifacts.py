@@ -123,12 +123,11 @@ def make(kind: str, parts: object, known: Metadata, worker: Worker) -> Any:
         try:
             checked = _Parts(parts)
             return _script_module(checked, known) if kind == "torchscript" else _exported_program(checked, known)
-        except RemoteProtocolError:
-            worker.kill()
-            raise
+        except RemoteProtocolError as fault:
+            raise worker.refuse(fault) from fault
         except Exception as error:
-            worker.kill()
-            raise RemoteProtocolError(f"an artifact that cannot be read: {type(error).__name__}: {error}") from error
+            unread = RemoteProtocolError(f"an artifact that cannot be read: {type(error).__name__}: {error}")
+            raise worker.refuse(unread) from error
 
 
 class _Parts:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from isohub.errors import LocalProtocolError, RemoteProtocolError
-from isohub.model.objects import Lease
+from isohub.model.objects import Lease, judged
 from isohub.shm.tensors import TensorReader
 from isohub.wire.messages import Graph, Numbered
 
@@ -126,23 +126,20 @@ class RemoteGraph:
                 "the result depends on a tensor that an earlier call was given and that this program has let go of "
                 "since: hold on to the inputs of the calls that a backward goes through, or detach the module's state"
             )
-        try:
-            return self._ask(gradients, needed)
-        except RemoteProtocolError:
-            self._lease.worker.kill()  # it lied: not in how it said something, but in what
-            raise
-
-    def _ask(self, gradients: tuple[torch.Tensor | None, ...], needed: tuple[bool, ...]) -> list[Any]:
         wanted = [index for index, need in enumerate(needed) if need]
         positions = [self._positions[index] for index in wanted]
         lease = self._lease
         answer = lease.worker.request("backward", (list(gradients), positions, _keeps_graph()), handle=lease.handle)
+        with judged(lease.worker):
+            return self._gradients(answer, wanted, len(needed))
+
+    def _gradients(self, answer: object, wanted: list[int], count: int) -> list[Any]:
         match answer:
             case (list(found), list(others)) if len(found) == len(wanted):
                 self._add(others)
             case _:
                 raise RemoteProtocolError("not as many gradients as were asked for")
-        result: list[torch.Tensor | None] = [None] * len(needed)
+        result: list[torch.Tensor | None] = [None] * count
         for index, gradient in zip(wanted, found, strict=True):
             result[index] = None if gradient is None else _checked(gradient, *self._shapes[index])
         return result

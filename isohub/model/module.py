@@ -15,9 +15,10 @@ from torch.fx.proxy import Proxy
 from isohub.errors import LocalProtocolError, RemoteProtocolError
 from isohub.model import casts, copies, recipe, state
 from isohub.model.classes import class_of
-from isohub.model.objects import Lease, ask, get_attribute
+from isohub.model.objects import Lease, ask, get_attribute, names_in
 from isohub.model.scripts import is_script, look_again
 from isohub.wire.specs import ModuleNode
+from isohub.wire.texts import clean
 
 if TYPE_CHECKING:
     from isohub.model.tree import Tree
@@ -293,20 +294,21 @@ class IsolatedModule(nn.Module):
     def __dir__(self) -> list[str]:
         names = set(object.__dir__(self)) | set(dir(type(self))) | {*self._parameters, *self._buffers, *self._modules}
         if self._isohub_lease.worker.alive:
-            names.update(ask(self, "dir"))
+            names.update(names_in(self._isohub_lease.worker, ask(self, "dir")))
         return sorted(names)
 
     def __repr__(self) -> str:
         node = self._isohub_node
-        text = node.text if node.own_repr else super().__repr__()
+        # Names of parts are the worker's words too, wherever torch puts them.
+        text = clean(node.text if node.own_repr else super().__repr__())
         return text if self._isohub_path else f"{text}\n# {self._isohub_tree.describe()}"
 
     def _get_name(self) -> str:
-        return self._isohub_node.type_name.rpartition(".")[2]
+        return clean(self._isohub_node.type_name.rpartition(".")[2], 500)
 
     def extra_repr(self) -> str:
         """Return what the worker's module says of itself."""
-        return self._isohub_node.text
+        return clean(self._isohub_node.text)
 
     def __copy__(self) -> Any:
         return copies.duplicate(self, None)

@@ -12,11 +12,15 @@ from isohub.errors import LocalProtocolError, RemoteProtocolError
 from isohub.model import recipe
 from isohub.supervisor.worker import Worker
 from isohub.wire.messages import Verb
+from isohub.wire.texts import clean
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["BoundMethod", "Lease", "RemoteObject", "ask", "get_attribute", "nested", "object_class", "run_in"]
+__all__ = [
+    "BoundMethod", "Lease", "RemoteObject", "ask", "get_attribute", "judged", "names_in", "nested", "object_class",
+    "run_in", "text_in",
+]  # fmt: skip
 
 # What an honest worker answers to such a question needs no other. A hostile one must not lead this process
 # to its recursion limit.
@@ -79,7 +83,7 @@ class RemoteObject:
 
     def __repr__(self) -> str:
         lease = self._isohub_lease
-        return f"<RemoteObject {self._isohub_type} in {lease.worker!r}>"
+        return f"<RemoteObject {clean(self._isohub_type, 500)} in {lease.worker!r}>"
 
     def __str__(self) -> str:
         return str(ask(self, "str"))
@@ -98,7 +102,7 @@ class RemoteObject:
         ask(self, "delattr", name=name)
 
     def __dir__(self) -> list[str]:
-        return list(ask(self, "dir"))
+        return names_in(self._isohub_lease.worker, ask(self, "dir"))
 
     def __reduce_ex__(self, _: object) -> Any:
         return recipe.reduce_object(self)
@@ -135,7 +139,7 @@ class BoundMethod:
         self._owner = owner
 
     def __repr__(self) -> str:
-        return f"<method {self.__name__} of {self._owner!r}>"
+        return f"<method {clean(self.__name__, 500)} of {self._owner!r}>"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the method in the worker and return its result."""
@@ -197,11 +201,11 @@ def _call(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _len(self: Any) -> int:
-    return _checked(ask(self, "len"), int)  # type: ignore[no-any-return]
+    return _checked(self, ask(self, "len"), int)  # type: ignore[no-any-return]
 
 
 def _bool(self: Any) -> bool:
-    return _checked(ask(self, "bool"), bool)  # type: ignore[no-any-return]
+    return _checked(self, ask(self, "bool"), bool)  # type: ignore[no-any-return]
 
 
 def _iter(self: Any) -> Iterator[Any]:
@@ -210,8 +214,9 @@ def _iter(self: Any) -> Iterator[Any]:
 
 def _next(self: Any) -> Any:
     answer = ask(self, "next")
-    if not isinstance(answer, tuple) or len(answer) != 2:
-        raise RemoteProtocolError("an answer to next() that is no pair")
+    with judged(self._isohub_lease.worker):
+        if not isinstance(answer, tuple) or len(answer) != 2:
+            raise RemoteProtocolError("an answer to next() that is no pair")
     found, value = answer
     if not found:
         raise StopIteration
@@ -236,7 +241,7 @@ def _eq(self: Any, other: object) -> Any:
 
 def _hash(self: Any) -> int:
     with nested():
-        return _checked(ask(self, "hash"), int)  # type: ignore[no-any-return]
+        return _checked(self, ask(self, "hash"), int)  # type: ignore[no-any-return]
 
 
 @contextmanager
@@ -256,9 +261,46 @@ def nested() -> Iterator[None]:
         _nesting.depth = depth
 
 
-def _checked(value: Any, kind: type) -> Any:
-    if type(value) is not kind:
-        raise RemoteProtocolError(f"a {type(value).__name__} where {kind.__name__} is due")
+@contextmanager
+def judged(worker: Worker) -> Iterator[None]:
+    """End a worker whose answer was said rightly and turns out to be none to what it was asked.
+
+    What runs inside asks no other worker anything, for whose lies this one would be killed.
+    """
+    try:
+        yield
+    except RemoteProtocolError as fault:
+        raise worker.refuse(fault) from fault
+
+
+def names_in(worker: Worker, answer: object) -> list[str]:
+    """Return the names that a worker answered, as they may be shown.
+
+    Raises:
+        RemoteProtocolError: They are no names; the worker was killed.
+    """
+    with judged(worker):
+        if not isinstance(answer, list) or not all(isinstance(name, str) for name in answer):
+            raise RemoteProtocolError("an answer that is no list of names")
+    return [clean(name, 500) for name in answer]
+
+
+def text_in(worker: Worker, answer: object) -> str | None:
+    """Return the text that a worker answered, or None, as it may be shown.
+
+    Raises:
+        RemoteProtocolError: It is neither; the worker was killed.
+    """
+    with judged(worker):
+        if not isinstance(answer, str | None):
+            raise RemoteProtocolError(f"a {type(answer).__name__} where a text is due")
+    return None if answer is None else clean(answer)
+
+
+def _checked(proxy: Any, value: Any, kind: type) -> Any:
+    with judged(proxy._isohub_lease.worker):
+        if type(value) is not kind:
+            raise RemoteProtocolError(f"a {type(value).__name__} where {kind.__name__} is due")
     return value
 
 

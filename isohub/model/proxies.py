@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -115,16 +115,16 @@ class ProxyTable:
         for position, place in enumerate(graph.outputs):
             self._outputs[graph.handle, position] = tensors[place]
 
-    def call(self, handle: int, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call the mirror of a module, with its hooks."""
+    def find(self, handle: int, path: str) -> Callable[..., Any]:
+        """Return the mirror of a module: to call it calls its hooks."""
         tree = self._trees.get(handle)
         mirror = None if tree is None else tree.mirror(path)
         if mirror is None and any(change.handle == handle for change in self._last_changes):
             # It has just died, and its hooks with it, which the worker could not be told yet.
-            return self._worker.request("call", args, kwargs, handle=handle, path=path)
+            return lambda *args, **kwargs: self._worker.request("call", args, kwargs, handle=handle, path=path)
         if mirror is None:
             raise RemoteProtocolError(f"a call of module {handle}:{path[:200]!r}, which has no hooks here")
-        return mirror(*args, **kwargs)
+        return mirror
 
     def settled(self) -> None:
         """Know that an exchange is over, with all that was asked within it."""

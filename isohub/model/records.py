@@ -11,6 +11,7 @@ from collections import OrderedDict
 from typing import Any
 
 from isohub.errors import RemoteProtocolError
+from isohub.wire.texts import clean
 from isohub.wire.values import Record
 
 __all__ = ["DataRecord", "MappingRecord", "NamedRecord", "make_record", "parts_of"]
@@ -31,7 +32,7 @@ class NamedRecord(tuple):  # type: ignore[type-arg]  # noqa: SLOT001 - it has at
         return record
 
     def __repr__(self) -> str:
-        inner = ", ".join(f"{name}={member!r}" for name, member in zip(self._fields, self, strict=True))
+        inner = ", ".join(f"{clean(name)}={member!r}" for name, member in zip(self._fields, self, strict=True))
         return f"{_short(self._isohub_type)}({inner})"
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -66,7 +67,7 @@ class MappingRecord(OrderedDict):  # type: ignore[type-arg]
         return tuple(self.values())[key] if isinstance(key, int | slice) else super().__getitem__(key)
 
     def __repr__(self) -> str:
-        return f"{_short(self._isohub_type)}({', '.join(f'{key}={value!r}' for key, value in self.items())})"
+        return f"{_short(self._isohub_type)}({', '.join(f'{clean(key)}={value!r}' for key, value in self.items())})"
 
     def __reduce__(self) -> tuple[object, ...]:
         return MappingRecord, (self._isohub_type, list(self), list(self.values()))
@@ -87,7 +88,8 @@ class DataRecord:
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        return f"{_short(self._isohub_type)}({', '.join(f'{k}={v!r}' for k, v in self._isohub_fields().items())})"
+        inner = ", ".join(f"{clean(name)}={value!r}" for name, value in self._isohub_fields().items())
+        return f"{_short(self._isohub_type)}({inner})"
 
     def _isohub_fields(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_isohub_type"}
@@ -124,4 +126,4 @@ def _is_special(name: str) -> bool:
 
 
 def _short(type_name: str) -> str:
-    return type_name.rpartition(".")[2]
+    return clean(type_name.rpartition(".")[2], 500)

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.modules.module import _IncompatibleKeys
 
 from isohub.errors import RemoteProtocolError, WorkerError
-from isohub.model.objects import ask
+from isohub.model.objects import ask, judged
 from isohub.model.scripts import look_again
 
 if TYPE_CHECKING:
@@ -75,7 +75,8 @@ def load_state_dict(module: IsolatedModule, state: Any, args: tuple[Any, ...], k
         raise
     _put_back(taken)
     kind, value = answer
-    return _IncompatibleKeys(*_keys(value)) if kind == "keys" else value
+    with judged(module._isohub_lease.worker):
+        return _IncompatibleKeys(*_keys(value)) if kind == "keys" else value
 
 
 def load_from_state_dict(  # noqa: PLR0917 - torch's own signature
@@ -113,11 +114,13 @@ def load_from_state_dict(  # noqa: PLR0917 - torch's own signature
             look_again(module)
     finally:
         _put_back(taken)
-    if not isinstance(answer, tuple) or len(answer) != 5 or not isinstance(answer[4], dict):
-        raise RemoteProtocolError("an answer about a state dict that does not say how it was loaded")
-    for known, told in zip((missing, unexpected, errors), answer, strict=False):
-        known.extend(_texts(told))
-    for key in _texts(answer[3]):
+    with judged(module._isohub_lease.worker):
+        if not isinstance(answer, tuple) or len(answer) != 5 or not isinstance(answer[4], dict):
+            raise RemoteProtocolError("an answer about a state dict that does not say how it was loaded")
+        *lists, gone = [_texts(told) for told in answer[:4]]
+    for known, told in zip((missing, unexpected, errors), lists, strict=True):
+        known.extend(told)
+    for key in gone:
         state.pop(key, None)
     state.update(answer[4])
 
@@ -125,7 +128,9 @@ def load_from_state_dict(  # noqa: PLR0917 - torch's own signature
 def loaded(module: IsolatedModule, keys: Any) -> None:
     """Run the hooks that the worker's module has for after the loading; it stands among those of the mirror."""
     if "loaded" in module._isohub_node.own_state and can_ask(module):
-        missing, unexpected = _keys(ask(module, "state", keys.missing_keys, keys.unexpected_keys, name="loaded"))
+        answer = ask(module, "state", keys.missing_keys, keys.unexpected_keys, name="loaded")
+        with judged(module._isohub_lease.worker):
+            missing, unexpected = _keys(answer)
         keys.missing_keys[:], keys.unexpected_keys[:] = missing, unexpected
 
 
@@ -141,13 +146,14 @@ def state_dict(module: IsolatedModule, args: tuple[Any, ...], kwargs: dict[str, 
         answer = ask(module, "state", prefix, keep_vars, destination is not None, name="save")
     except WorkerError:
         return nn.Module.state_dict(module, **kwargs)
-    if not isinstance(answer, tuple) or len(answer) != 3 or not isinstance(answer[2], dict):
-        raise RemoteProtocolError("an answer about a state dict that is none")
-    items, metadata, names = answer
-    if not isinstance(items, dict):
-        return items
-    for key, name in names.items():
-        items[key] = _tensor(module, name)
+    with judged(module._isohub_lease.worker):
+        if not isinstance(answer, tuple) or len(answer) != 3 or not isinstance(answer[2], dict):
+            raise RemoteProtocolError("an answer about a state dict that is none")
+        items, metadata, names = answer
+        if not isinstance(items, dict):
+            return items
+        for key, name in names.items():
+            items[key] = _tensor(module, name)
     result: Any = OrderedDict() if destination is None else destination
     result.update(items)
     if isinstance(metadata, dict) and destination is None:
@@ -190,8 +196,9 @@ def _put_back(taken: list[tuple[dict[str, Any], str, nn.Parameter]]) -> None:
 
 def _ask_pair(module: IsolatedModule, *args: Any, name: str) -> tuple[Any, Any]:
     answer = ask(module, "state", *args, name=name)
-    if not isinstance(answer, tuple) or len(answer) != 2:
-        raise RemoteProtocolError(f"an answer to {name} that is no pair")
+    with judged(module._isohub_lease.worker):
+        if not isinstance(answer, tuple) or len(answer) != 2:
+            raise RemoteProtocolError(f"an answer to {name} that is no pair")
     return answer
 
 

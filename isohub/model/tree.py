@@ -13,7 +13,7 @@ from isohub.errors import RemoteProtocolError
 from isohub.hub.checkout import Checkout
 from isohub.model.changes import Shared, Survivors
 from isohub.model.module import Info, IsolatedModule, check_modes
-from isohub.model.objects import Lease, object_class
+from isohub.model.objects import Lease, judged, object_class
 from isohub.model.registered import Registered
 from isohub.shm.tensors import TensorReader
 from isohub.wire.messages import TreeChange
@@ -106,7 +106,9 @@ class Tree:
 
     def take_modes(self, modes: object) -> None:
         """Take over the training flags of all modules, as the worker tells them, in order."""
-        for path, mode in zip(self._paths, check_modes(modes, len(self._paths)), strict=True):
+        with judged(self.lease.worker):
+            checked = check_modes(modes, len(self._paths))
+        for path, mode in zip(self._paths, checked, strict=True):
             mirror = self._mirrors.get(path)
             if mirror is not None:
                 mirror.__dict__["training"] = mode

@@ -23,6 +23,9 @@ _RECEIVE_BYTES = 64 << 10
 # As plain ints: `&` of the enumeration members takes microseconds.
 _MSG_CTRUNC, _MSG_CMSG_CLOEXEC = int(socket.MSG_CTRUNC), int(socket.MSG_CMSG_CLOEXEC)
 _MSG_DONTWAIT = int(socket.MSG_DONTWAIT)
+# Whether a socket takes descriptors at all; the number is Linux's ABI. To drop one can take long: that of a socket
+# that lingers, say.
+_SO_PASSRIGHTS = 83
 _ANCILLARY_BYTES = socket.CMSG_SPACE(framing.MAX_DESCRIPTORS * array.array("i").itemsize)
 
 
@@ -45,6 +48,9 @@ class Channel:
 
     def __init__(self, sock: socket.socket, *, accept_descriptors: bool = False) -> None:
         sock.setblocking(True)
+        if not accept_descriptors:
+            with contextlib.suppress(OSError):  # Linux before 6.16 does not know it, and drops them as they come
+                sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
         self._sock = sock
         self._accept = accept_descriptors
         self._scratch = memoryview(bytearray(_RECEIVE_BYTES))
@@ -80,13 +86,13 @@ class Channel:
         header = framing.pack_header(len(message), len(descriptors))
         left = memoryview(header + message)
         try:
-            if descriptors:
-                self._wait(self._writable, deadline)
-                left = left[socket.send_fds(self._sock, [left], list(descriptors)) :]
+            # They go with the first byte, and only once.
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
             while left:
                 self._wait(self._writable, deadline)
                 with contextlib.suppress(BlockingIOError):
-                    left = left[self._sock.send(left, 0 if deadline is None else _MSG_DONTWAIT) :]
+                    left = left[self._sock.sendmsg([left], rights, 0 if deadline is None else _MSG_DONTWAIT) :]
+                    rights = []
         except (BrokenPipeError, ConnectionResetError):
             raise PeerGoneError from None
 
@@ -103,7 +109,7 @@ class Channel:
         Raises:
             PeerGoneError: The other end is closed.
             DeadlineError: No whole frame came in time.
-            RemoteProtocolError: What came is no frame.
+            RemoteProtocolError: What came is no frame, or one with descriptors where none are accepted.
         """
         if not self._buffer:
             data = self._receive_some(deadline)
@@ -123,12 +129,19 @@ class Channel:
         return message, self._take(expected)
 
     def unread(self) -> bool:
-        """Return whether bytes lie here that nobody asked for."""
-        return bool(self._buffer)
+        """Return whether bytes lie here that nobody asked for; not whether the other end is closed."""
+        if self._buffer:
+            return True
+        try:
+            return bool(self._readable.poll(0) and self._sock.recv(1, socket.MSG_PEEK | _MSG_DONTWAIT))
+        except (BlockingIOError, ConnectionResetError):
+            return False
 
     def _take(self, count: int) -> list[int]:
         """Return the descriptors that came with a frame which names `count` of them."""
-        if not self._accept or not (count or self._fds):
+        if not self._accept and count:
+            raise RemoteProtocolError(f"a frame with {count} descriptors, of which none is ever taken")
+        if not (count or self._fds):
             return []
         if len(self._fds) < count:
             raise RemoteProtocolError(f"{len(self._fds)} descriptors came with a frame that names {count}")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import bisect
 import ctypes
+import os
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -11,8 +11,9 @@ import torch
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
 from isohub.errors import RemoteProtocolError
-from isohub.shm.arena import Arena
-from isohub.shm.segment import Segment
+from isohub.shm.arena import Arena, copy_bytes, padded
+from isohub.shm.residents import Residents
+from isohub.shm.segment import Segment, write_at
 from isohub.wire.specs import (
     ALIGNMENT_BYTES,
     DTYPES,
@@ -33,6 +34,12 @@ _NAMES: dict[torch.dtype, str] = {
     getattr(torch, name): name for name in DTYPES if isinstance(getattr(torch, name, None), torch.dtype)
 }
 _DTYPES: dict[str, torch.dtype] = {name: dtype for dtype, name in _NAMES.items()}
+
+# A segment that is made, sealed and mapped for one result costs some 60 us, and 0.4 ms a MiB for pages that nobody
+# has touched; a copy out of the arena, whose pages are warm, 0.1 ms a MiB. What is smaller than this is copied.
+SEALED_FROM_BYTES = 1 << 20
+# How often the memory that a payload speaks of may be copied here: once to freeze it, once to make bytes of it.
+_MAX_COPIES = 4
 
 
 def name_of_dtype(dtype: torch.dtype) -> str | None:
@@ -110,52 +117,6 @@ def tensor_over(
     return tensor.view(dtype) if tensor.dtype is not dtype else tensor
 
 
-class Residents:
-    """The segments that hold weights, by address, so that a tensor that lies there is found."""
-
-    def __init__(self) -> None:
-        self._segments: dict[int, Segment] = {}
-        self._by_address: list[Segment] = []
-
-    def __len__(self) -> int:
-        return len(self._segments)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all of them."""
-        return sum(segment.nbytes for segment in self._by_address)
-
-    def add(self, segment: Segment) -> None:
-        """Count `segment` in, and keep it mapped."""
-        self._segments[segment.number] = segment
-        self._by_address = sorted(self._segments.values(), key=_address)
-
-    def remove(self, number: int) -> None:
-        """Let go of a segment; unknown ones are ignored. Views of it keep it mapped."""
-        self._segments.pop(number, None)
-        self._by_address = sorted(self._segments.values(), key=_address)
-
-    def get(self, number: int) -> Segment | None:
-        """Return the segment of that number, if there is one."""
-        return self._segments.get(number)
-
-    def find(self, address: int, nbytes: int) -> Block | None:
-        """Return the block that `nbytes` bytes at `address` are, if they lie in a segment."""
-        by_address = self._by_address
-        place = bisect.bisect_right(by_address, address, key=_address) - 1
-        if place < 0:
-            return None
-        segment = by_address[place]
-        offset = address - segment.address
-        if offset + nbytes > segment.nbytes or offset % ALIGNMENT_BYTES:
-            return None
-        return Block(segment.number, offset, nbytes)
-
-
-def _address(segment: Segment) -> int:
-    return segment.address
-
-
 class TensorWriter:
     """Lays the tensors of one payload into shared memory.
 
@@ -166,11 +127,18 @@ class TensorWriter:
         arena: Where tensors are copied to.
         residents: Where tensors may lie already.
         move: Moves tensors into a segment for good, so that they are found among the residents.
+        freeze: Returns the number and the descriptor of a new segment of at least that many bytes, for large tensors;
+            whoever reads it will have it sealed, so nobody may map it. None where they go into the arena as well.
     """
 
     def __init__(
-        self, arena: Arena, residents: Residents, move: Callable[[list[torch.Tensor]], None] | None = None
+        self,
+        arena: Arena,
+        residents: Residents,
+        move: Callable[[list[torch.Tensor]], None] | None = None,
+        freeze: Callable[[int], tuple[int, int]] | None = None,
     ) -> None:
+        self._freeze = freeze
         self._arena = arena
         self._residents = residents
         self._move = move
@@ -203,7 +171,7 @@ class TensorWriter:
             return blocks, self._laid(blocks, apart)
         except BaseException:
             for block in blocks:
-                if self._residents.get(block.segment) is None:
+                if self._arena.has(block.segment):  # neither weights nor what is sealed
                     self._arena.release(block.segment, block.offset)
             raise
 
@@ -236,14 +204,37 @@ class TensorWriter:
         return specs  # type: ignore[return-value]
 
     def _copy(self, pieces: list[_Piece], blocks: list[Block], specs: list[TensorSpec | None]) -> None:
+        if self._freeze is not None:
+            large = [piece for piece in pieces if piece[1] >= SEALED_FROM_BYTES]
+            pieces = [piece for piece in pieces if piece[1] < SEALED_FROM_BYTES]
+            self._write(large, blocks, specs)
         # At once, so that a payload needs one new segment at most, and a frame few descriptors.
         self._arena.reserve([nbytes for _, nbytes, _ in pieces])
         for address, nbytes, tensors in pieces:
             block = self._arena.allocate(nbytes)
-            for offset, index in tensors:
-                specs[index] = _spec(self._tensors[index], len(blocks), offset)
-            blocks.append(block)
-            _memcpy(self._arena.segment(block.segment).address + block.offset, address, nbytes)
+            self._note(block, tensors, blocks, specs)
+            copy_bytes(self._arena.segment(block.segment).address + block.offset, address, nbytes)
+
+    def _write(self, pieces: list[_Piece], blocks: list[Block], specs: list[TensorSpec | None]) -> None:
+        """Write into a segment that will be sealed; never by a mapping, which would be in the seal's way."""
+        if not pieces or self._freeze is None:
+            return
+        number, fd = self._freeze(sum(padded(nbytes) for _, nbytes, _ in pieces))
+        try:
+            begin = 0
+            for address, nbytes, tensors in pieces:
+                write_at(fd, begin, address, nbytes)
+                self._note(Block(number, begin, nbytes), tensors, blocks, specs)
+                begin += padded(nbytes)
+        finally:
+            os.close(fd)
+
+    def _note(
+        self, block: Block, tensors: list[tuple[int, int]], blocks: list[Block], specs: list[TensorSpec | None]
+    ) -> None:
+        for offset, index in tensors:
+            specs[index] = _spec(self._tensors[index], len(blocks), offset)
+        blocks.append(block)
 
 
 # Bytes to copy: their address, how many, and the tensors that lie there, each as (offset, index).
@@ -284,6 +275,8 @@ class TensorReader:
         watch: Called with a block and the view that keeps it, for every block that somebody has to give
             back when the last tensor over it died.
         checked: Whether to check the numbers. What the parent sent need not be.
+        live: Those tensors that may lie where the other side goes on writing; None if all may. Any other is copied out
+            of there, unless its segment is frozen.
 
     Raises:
         RemoteProtocolError: A number in them makes no sense.
@@ -297,23 +290,34 @@ class TensorReader:
         watch: Callable[[Block, memoryview], None],
         *,
         checked: bool = True,
+        live: frozenset[int] | None = None,
     ) -> None:
         self._storages: list[torch.UntypedStorage | None] = []
         if checked:
             for spec in specs:
                 check_spec(spec, blocks)
+        self._moving: set[int] = set()  # blocks that the other side can still write to
+        sizes: dict[int, int] = {}
         for block in blocks:
             segment = segment_of(block.segment)
             if segment is None:
                 raise RemoteProtocolError(f"a block of segment {block.segment}, which does not exist")
             check_block(block, segment.nbytes)
+            sizes[block.segment] = segment.nbytes
             if not block.nbytes:
                 self._storages.append(None)
                 continue
+            if live is not None and not segment.frozen:
+                self._moving.add(len(self._storages))
             view = segment.view(block.offset, block.nbytes)
             watch(block, view)
             self._storages.append(storage_over(view))
+        self._blocks = blocks
         self._specs = specs
+        self._live = live
+        self._to_copy_bytes = _MAX_COPIES * sum(sizes.values())
+        self._copies: dict[int, torch.UntypedStorage] = {}  # of blocks
+        self._frozen: dict[int, torch.Tensor] = {}  # of live tensors
         self._made: dict[int, torch.Tensor] = {}
 
     def spec(self, index: int) -> TensorSpec:
@@ -328,20 +332,50 @@ class TensorReader:
 
     def put(self, index: int, tensor: torch.Tensor) -> None:
         """Have `tensor` stand for the one of that index from now on."""
-        self._made[index] = tensor
+        self._made[index] = self._frozen[index] = tensor
 
     def __getitem__(self, index: int) -> torch.Tensor:
         """Return the tensor of that index; the same object each time."""
         if index not in self._made:
-            spec = self.spec(index)
-            dtype = dtype_named(spec.dtype)
-            if spec.block == META:
-                tensor = torch.empty_strided(spec.shape, spec.stride, dtype=dtype, device="meta")
-            else:
-                storage = None if spec.block == NOWHERE else self._storages[spec.block]
-                tensor = tensor_over(storage, dtype, spec.offset, spec.shape, spec.stride)
-            self._made[index] = tensor
+            self._made[index] = self._make(index, live=self._live is None or index in self._live)
         return self._made[index]
+
+    def value(self, index: int) -> torch.Tensor:
+        """Return the tensor of that index for what is no part of a module tree; the same object each time."""
+        if self._live is None or index not in self._live:
+            return self[index]
+        if index not in self._frozen:
+            self._frozen[index] = self._make(index, live=False)
+        return self._frozen[index]
+
+    def copying(self, nbytes: int) -> None:
+        """Know that `nbytes` bytes are going to be copied out.
+
+        Raises:
+            RemoteProtocolError: That would be the same bytes again and again: a short message could fill the memory.
+        """
+        self._to_copy_bytes -= nbytes
+        if self._to_copy_bytes < 0:
+            raise RemoteProtocolError("values that are many times as large as the memory that they lie in")
+
+    def _make(self, index: int, *, live: bool) -> torch.Tensor:
+        spec = self.spec(index)
+        dtype = dtype_named(spec.dtype)
+        if spec.block == META:
+            return torch.empty_strided(spec.shape, spec.stride, dtype=dtype, device="meta")
+        storage = None if spec.block == NOWHERE else self._storages[spec.block]
+        if storage is not None and not live and spec.block in self._moving:
+            storage = self._copy_of(spec.block, storage)
+        return tensor_over(storage, dtype, spec.offset, spec.shape, spec.stride)
+
+    def _copy_of(self, place: int, storage: torch.UntypedStorage) -> torch.UntypedStorage:
+        if place not in self._copies:
+            nbytes = self._blocks[place].nbytes
+            self.copying(nbytes)
+            copy = torch.empty(nbytes, dtype=torch.uint8, device="cpu").untyped_storage()
+            copy_bytes(copy.data_ptr(), storage.data_ptr(), nbytes)
+            self._copies[place] = copy
+        return self._copies[place]
 
 
 def _spec(tensor: torch.Tensor, block: int, offset: int) -> TensorSpec:
@@ -357,10 +391,3 @@ def span_of(tensor: torch.Tensor) -> tuple[int, int]:
         return first * tensor.itemsize, (first + tensor.numel()) * tensor.itemsize
     last = first + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return first * tensor.itemsize, (last + 1) * tensor.itemsize
-
-
-# Found through the library, it lets other threads run meanwhile, which `ctypes.memmove` does not. One
-# thread: torch's own copy takes several for large tensors, and on a busy machine waits for the slowest,
-# which was measured to cost ten times the copy.
-_memcpy = ctypes.CDLL(None).memcpy
-_memcpy.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]

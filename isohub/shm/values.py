@@ -5,6 +5,7 @@ What belongs to one side alone (handles, pickles) is left to that side's `other`
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Collection
 from typing import Any, Literal
@@ -23,6 +24,9 @@ from isohub.wire.values import Items, Ref, Scalar, TensorAt, Value
 
 __all__ = ["Packer", "Unpacker"]
 
+# Longer ones are nonsense, and an expression takes quadratic time for some of them.
+_MAX_TYPE_CHARACTERS = 64
+_MAX_SHAPE_CHARACTERS = 64 * 20  # sizes of 64 bits, of an array of 64 dimensions
 # NumPy types that cross as memory: plain numbers, dates and fixed-width texts; never objects or structures.
 _NUMPY_TYPE = re.compile(r"[<>|=]?([?biufcmMSU]\d+)(\[\d*\w+\])?")
 _LAYOUTS = {str(value): value for value in vars(torch).values() if isinstance(value, torch.layout)}
@@ -40,6 +44,7 @@ class Packer:
         moving: Whether every tensor is to be moved rather than copied.
         own: Says a parameter that the other side has as well, in a module tree; None for any other.
         keeps_views: Whether the other side is told which tensors are views of which, as autograd sees it.
+        freeze: Makes a segment for large tensors that is sealed when it was written; see `TensorWriter`.
 
     Attributes:
         noted: (place, tensor) of those that ask for gradients, and of all parameters.
@@ -58,8 +63,9 @@ class Packer:
         *,
         moving: bool = False,
         keeps_views: bool = False,
+        freeze: Callable[[int], tuple[int, int]] | None = None,
     ) -> None:
-        self.tensors = TensorWriter(arena, residents, move)
+        self.tensors = TensorWriter(arena, residents, move, freeze)
         self.noted: list[tuple[int, torch.Tensor]] = []
         self._moving = moving
         self.modules: list[ModuleSpec] = []
@@ -186,7 +192,7 @@ class Unpacker:
 
     def _tensor(self, value: TensorAt) -> Any:
         if value.kind in ("tensor", "parameter"):
-            tensor, asks = self.tensors[value.index], self.tensors.spec(value.index).requires_grad
+            tensor, asks = self.tensors.value(value.index), self.tensors.spec(value.index).requires_grad
             if value.kind == "parameter" and not isinstance(tensor, torch.nn.Parameter):
                 return torch.nn.Parameter(tensor, requires_grad=asks)
             if asks and not tensor.requires_grad and not torch.is_inference_mode_enabled():
@@ -194,9 +200,11 @@ class Unpacker:
             return tensor
         if value.kind == "pickle":
             return self._handle(self, value)
-        raw = self.tensors[value.index]
+        raw = self.tensors.value(value.index)
         if raw.dtype is not torch.uint8 or raw.dim() != 1 or not raw.is_contiguous():
             raise RemoteProtocolError(f"{value.kind} in a tensor of {raw.dtype} and {raw.dim()} dimensions")
+        if value.kind != "array":
+            self.tensors.copying(raw.numel())
         if value.kind in ("bytes", "bytearray"):
             data = bytes_of(raw)
             return data if value.kind == "bytes" else bytearray(data)
@@ -219,7 +227,7 @@ def _scalar(value: Scalar) -> Any:
 def _numpy_type(text: str) -> Any:
     import numpy as np
 
-    if not _NUMPY_TYPE.fullmatch(text):
+    if len(text) > _MAX_TYPE_CHARACTERS or not _NUMPY_TYPE.fullmatch(text):
         raise RemoteProtocolError(f"an array of type {text[:40]!r}")
     try:
         return np.dtype(text)
@@ -231,10 +239,11 @@ def _array(raw: torch.Tensor, value: TensorAt) -> Any:
     dtype_text, _, shape_text = value.detail.partition(":")
     dtype = _numpy_type(dtype_text)
     try:
+        # In numbers of a bounded length, before anything is multiplied.
+        if len(shape_text) > _MAX_SHAPE_CHARACTERS:
+            raise ValueError("more sizes than an array has")
         shape = tuple(int(size) for size in shape_text.split(",") if size)
-        count = 1
-        for size in shape:
-            count *= size
+        count = math.prod(shape)
         if count * dtype.itemsize != raw.numel() or min(shape, default=0) < 0:
             raise ValueError("sizes and bytes differ")
         array = raw.numpy().view(dtype) if raw.numel() else raw.numpy()[:0].astype(dtype)

@@ -1,13 +1,11 @@
-"""Blocks of the other side's that are in use here, given back when nothing looks there any more."""
+"""Blocks of which the last tensor has died."""
 
 from __future__ import annotations
 
 import itertools
 import weakref
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from isohub.wire.specs import Block
+from isohub.wire.specs import Block
 
 __all__ = ["Watch"]
 

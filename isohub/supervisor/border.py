@@ -15,6 +15,7 @@ from isohub.shm.tensors import Residents, TensorReader, why_not
 from isohub.shm.values import Packer, Unpacker
 from isohub.shm.watch import Watch
 from isohub.supervisor.arguments import pickle_argument
+from isohub.supervisor.frozen import MAX_LIVING, FrozenSegments
 from isohub.wire import structs
 from isohub.wire.messages import (
     Granted,
@@ -27,7 +28,7 @@ from isohub.wire.messages import (
     TreeChange,
     Verb,
 )
-from isohub.wire.specs import Block, ModuleSpec
+from isohub.wire.specs import Block, ModuleSpec, places_of
 from isohub.wire.tree import Where, shown
 from isohub.wire.values import Items, Pairs, Record, Ref, TensorAt, Value
 
@@ -80,8 +81,8 @@ class Proxies(Protocol):
             RemoteProtocolError: It makes no sense.
         """
 
-    def call(self, handle: int, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call what stands for a module here, with its hooks.
+    def find(self, handle: int, path: str) -> Any:
+        """Return what stands for a module here: to call it calls its hooks.
 
         Raises:
             RemoteProtocolError: There is no such module.
@@ -127,9 +128,13 @@ class Border:
     """What this process has in common with one worker: segments, blocks and handles.
 
     The parent makes every segment and owns its descriptor until the worker has it.
+
+    Args:
+        frozen: Whether results are to be where the worker cannot change them any more.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, frozen: bool = False) -> None:
+        self._frozen = FrozenSegments() if frozen else None
         self.proxies: Proxies
         self.residents = Residents()
         self._arena = Arena(self._grow)
@@ -171,7 +176,8 @@ class Border:
 
     def _unpack(self, payload: Payload) -> Any:
         try:
-            tensors = TensorReader(payload.blocks, payload.tensors, self._segment, self._watched)
+            live = None if self._frozen is None else _places_in_trees(payload)
+            tensors = TensorReader(payload.blocks, payload.tensors, self._segment, self._watched, live=live)
             numbered = {one.tensor: one.number for one in payload.numbered}
             for spec in payload.modules:
                 self.proxies.module_tree(spec, tensors, numbered)
@@ -186,6 +192,15 @@ class Border:
         except Exception as error:
             # Something that every check let through and torch or Python then refused.
             raise RemoteProtocolError(f"an answer that says nothing: {type(error).__name__}: {error}") from error
+        finally:
+            if self._frozen is not None:
+                self._frozen.read()
+
+    def settled(self) -> None:
+        """Know that an exchange is over, with all that was asked within it."""
+        self.proxies.settled()
+        if self._frozen is not None:
+            self._frozen.settled()
 
     def request(self, verb: Verb, payload: Payload, state: TorchState, fields: dict[str, Any]) -> Request:
         """Return a request, with all that goes along: new segments, and what nobody here holds any more."""
@@ -242,10 +257,17 @@ class Border:
         """
         if not 0 < need.nbytes < 1 << 62:
             raise RemoteProtocolError(f"a request for a segment of {need.nbytes} bytes")
+        if need.use == "frozen" and self._frozen is None:
+            raise RemoteProtocolError("a request for a segment of frozen results, which nobody asked for")
+        if self._frozen is not None:
+            self._total_bytes -= self._frozen.take_gone()
         if self._total_bytes + need.nbytes > self._limit_bytes:
             return Granted(0, 0, f"{need.nbytes} more would be over this machine's memory"), -1
-        if len(self._outbox) + len(self.residents) >= MAX_SEGMENTS:
+        waiting = 0 if self._frozen is None else len(self._frozen)
+        if len(self._outbox) + len(self.residents) + waiting >= MAX_SEGMENTS:
             return Granted(0, 0, f"there are {MAX_SEGMENTS} segments already"), -1
+        if need.use == "frozen" and self._frozen is not None:
+            return self._grant_frozen(self._frozen, need.nbytes)
         try:
             segment, fd = self._create(need.nbytes)
         except OSError as error:
@@ -256,11 +278,22 @@ class Border:
             self.residents.add(segment)
         return Granted(segment.number, segment.nbytes), fd
 
+    def _grant_frozen(self, frozen: FrozenSegments, nbytes: int) -> tuple[Granted, int]:
+        if frozen.full:
+            return Granted(0, 0, f"this program holds {MAX_LIVING} frozen results already"), -1
+        try:
+            fd = frozen.grant(self._next, nbytes)
+        except OSError as error:
+            return Granted(0, 0, str(error)), -1
+        number, self._next = self._next, self._next + 1
+        self._total_bytes += nbytes
+        return Granted(number, nbytes), fd
+
     def close(self) -> None:
         """Let go of every segment; tensors that lie there keep what they need."""
         self._close_descriptors()
         if hasattr(self, "proxies"):
-            self.proxies.settled()
+            self.settled()
         self._arena = Arena(self._grow)
         self._outbox.clear()
         self.residents = Residents()
@@ -282,7 +315,8 @@ class Border:
         return segment
 
     def _segment(self, number: int) -> Segment | None:
-        return self._outbox.get(number) or self.residents.get(number)
+        found = self._outbox.get(number) or self.residents.get(number)
+        return found if found is not None or self._frozen is None else self._frozen.get(number)
 
     def _watched(self, block: Block, view: memoryview) -> None:
         if block.segment in self._outbox:
@@ -312,6 +346,12 @@ class Border:
         if isinstance(value, TensorAt):
             raise RemoteProtocolError("a pickle, which this process never reads")
         return self.proxies.record(*value)
+
+
+def _places_in_trees(payload: Payload) -> frozenset[int]:
+    """Return the places of tensors that a module tree has: its weights, which parent and worker share."""
+    places = {place for spec in payload.modules for place in places_of(spec.nodes)}
+    return frozenset(places.difference(payload.graph.outputs if payload.graph is not None else ()))
 
 
 _NO_ARGUMENTS = Payload(Items("tuple", [Items("tuple", []), Pairs("dict", [], [])]))

@@ -14,20 +14,24 @@ from isohub.wire.messages import Callback, Raised, Returned, TorchState, Verb
 
 __all__ = ["Callbacks"]
 
+# How many errors of hooks are remembered in one exchange.
+_MAX_THROWN = 1000
+
 
 class Callbacks:
     """What such calls of one worker raised, so that it is the same exception that comes out in the end."""
 
     def __init__(self) -> None:
         self._thrown: dict[int, Exception] = {}
+        self._count = 0
 
-    def make(self, callback: Callback, arguments: Any, call: Callable[..., Any]) -> tuple[Verb, Any, int]:
+    def make(self, callback: Callback, arguments: Any, find: Callable[[int, str], Any]) -> tuple[Verb, Any, int]:
         """Make a call.
 
         Args:
             callback: What the worker asks for.
             arguments: What it is to be called with, `(args, kwargs)`.
-            call: Calls the module: `call(handle, path, args, kwargs)`.
+            find: Returns what stands for the module of a handle and path here.
 
         Returns:
             How the worker has to go on: the verb, the result, and the number of what was raised.
@@ -41,19 +45,23 @@ class Callbacks:
                 pass
             case _:
                 raise RemoteProtocolError("a callback without arguments")
+        module = find(callback.handle, callback.path)
+        autocast = None if callback.state.autocast is None else dtype_named(callback.state.autocast)
+        # Up to here a lie is this worker's. One that a hook meets may be that of another worker, which the hook called;
+        # if it is this one's, it has been killed for it.
         try:
-            with _modes(callback.state):
-                return "resume", call(callback.handle, callback.path, args, kwargs), 0
-        except RemoteProtocolError:
-            raise
+            with _modes(callback.state, autocast):
+                return "resume", module(*args, **kwargs), 0
         except Exception as error:  # noqa: BLE001 - whatever a hook raises goes its way through the repository's code
             return "throw", None, self.threw(error)
 
     def threw(self, error: Exception) -> int:
         """Remember what a call raised, and return its number."""
-        number = len(self._thrown) + 1
-        self._thrown[number] = error
-        return number
+        self._count += 1
+        self._thrown[self._count] = error
+        if len(self._thrown) > _MAX_THROWN:  # code that goes on and on: its request can end in a late one only
+            del self._thrown[next(iter(self._thrown))]
+        return self._count
 
     def find(self, answer: Returned | Raised) -> list[Exception]:
         """Return the exception of here by which a request ended, alone in a list; none if it ended otherwise."""
@@ -68,9 +76,8 @@ class Callbacks:
 
 
 @contextmanager
-def _modes(state: TorchState) -> Iterator[None]:
+def _modes(state: TorchState, autocast: torch.dtype | None) -> Iterator[None]:
     """Take on the modes that hold in the worker's code."""
-    autocast = None if state.autocast is None else dtype_named(state.autocast)
     with torch.inference_mode(state.inference), torch.set_grad_enabled(state.grad):
         if autocast is None and not torch.is_autocast_enabled("cpu"):
             yield

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from isohub.errors import RemoteProtocolError
 from isohub.hub.services import Services
-from isohub.shm.channel import Channel
+from isohub.shm.channel import Channel, DeadlineError, PeerGoneError
 from isohub.supervisor.background import Background
 from isohub.supervisor.border import Border
 from isohub.supervisor.launch import Process
@@ -23,6 +23,7 @@ from isohub.wire.messages import (
     NeedFiles,
     NeedSegment,
     Raised,
+    Request,
     Returned,
 )
 
@@ -68,7 +69,13 @@ class Connection:
         self.send(codec.encode(message), descriptors, deadline)
 
     def send(self, message: bytes, descriptors: Sequence[int], deadline: float | None) -> None:
-        """Send a message that is encoded already; see `Channel.send`."""
+        """Send a message that is encoded already; see `Channel.send`.
+
+        Raises:
+            RemoteProtocolError: The worker spoke before it was asked: it would be taken for the answer.
+        """
+        if self._channel.unread():
+            raise RemoteProtocolError("a message that nobody asked for")
         self._channel.send(message, descriptors, deadline)
 
     def answer(
@@ -112,6 +119,15 @@ class Connection:
             finally:
                 if fd >= 0:
                     os.close(fd)
+
+    def ask_to_end(self, deadline: float) -> None:
+        """Send the last request, whose answer nobody reads; a worker that spoke unasked is killed."""
+        try:
+            self.tell(Request(verb="close"), deadline)
+        except RemoteProtocolError:
+            self.process.kill()
+        except (PeerGoneError, DeadlineError):
+            pass  # it is ending, or will be killed when it has not ended in time
 
     def drain(self) -> None:
         """Pass on what the worker printed so far."""

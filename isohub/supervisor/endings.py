@@ -14,6 +14,7 @@ from isohub.errors import (
     WorkerError,
     WorkerTimeoutError,
 )
+from isohub.wire.texts import clean
 
 __all__ = ["again", "broken", "closed", "foreign", "hung_up", "interrupted", "lied", "overdue"]
 
@@ -68,8 +69,9 @@ def overdue(who: str, timeout_s: float, tail: tuple[str, ...]) -> WorkerTimeoutE
 def lied(who: str, fault: Exception) -> RemoteProtocolError:
     """It sent what no honest worker sends."""
     return RemoteProtocolError(
-        f"worker {who} was killed, since it sent what no honest worker sends: {fault}. Either the repository attacks "
-        "this program, or this is a fault of isohub: then please report it with the repository and commit"
+        f"worker {who} was killed, since it sent what no honest worker sends: {clean(str(fault), 1000)}. Either the "
+        "repository attacks this program, or this is a fault of isohub: then please report it with the repository and "
+        "commit"
     )
 
 

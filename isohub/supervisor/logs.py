@@ -9,6 +9,8 @@ import sys
 import threading
 from collections import deque
 
+from isohub.wire.texts import clean
+
 __all__ = ["Output"]
 
 # A bounded ring: a worker that floods its stderr costs no memory.
@@ -43,10 +45,10 @@ class Output:
         self._ended = False
 
     def tail(self, count: int) -> tuple[str, ...]:
-        """Return the last lines, oldest first."""
+        """Return the last lines, oldest first, as they may stand in an error."""
         with self._lock:
             lines = [*self._lines, self._rest] if self._rest else list(self._lines)
-        return tuple(lines[-count:])
+        return tuple(clean(line) for line in lines[-count:])
 
     def end(self) -> None:
         """Read no more, since the descriptor is going to be closed, and its number may be somebody else's then."""

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import builtins
 import contextlib
-import re
 
 from isohub import errors
 from isohub.errors import ArtifactError, EntrypointError, MissingDependencyError, RemoteError
 from isohub.wire.messages import Cause, Raised
+from isohub.wire.texts import clean
 
-__all__ = ["clean", "exception"]
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+__all__ = ["exception"]
 
 # Those that would end or confuse this process if they were raised here.
 _NOT_RAISED = (SystemExit, KeyboardInterrupt, GeneratorExit, StopIteration, StopAsyncIteration)
@@ -21,12 +19,14 @@ _BUILTINS: dict[str, type[Exception]] = {
     for name, kind in vars(builtins).items()
     if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, _NOT_RAISED)
 }
+# Those of isohub's own that may be raised in a worker. What became of a worker is not its own word to say: whoever
+# catches a BrokenWorkerError goes on to take another one.
+_OURS: dict[str, type[errors.IsohubError]] = {
+    name: getattr(errors, name)
+    for name in errors.__all__
+    if not issubclass(getattr(errors, name), errors.WorkerError | errors.RemoteProtocolError)
+}
 _combined: dict[str, type[RemoteError]] = {}
-
-
-def clean(text: str, limit: int = 200_000) -> str:
-    """Return `text` without control characters, which could drive the user's terminal."""
-    return _CONTROL.sub("?", text[:limit])
 
 
 def exception(raised: Raised, refused: Exception | None = None) -> Exception:
@@ -47,7 +47,7 @@ def exception(raised: Raised, refused: Exception | None = None) -> Exception:
     if refused is not None:
         error = refused
         remote.__cause__ = error.__cause__
-    elif cause.ours in errors.__all__:
+    elif cause.ours in _OURS:
         error = _ours(cause, message)
     elif cause.exact and cause.builtin in _BUILTINS:
         error = _builtin(_BUILTINS[cause.builtin], cause, message)
@@ -76,8 +76,7 @@ def _ours(cause: Cause, message: str) -> Exception:
         return MissingDependencyError(message, names=texts)
     if cause.ours == "ArtifactError" and len(texts) == 3:
         return ArtifactError(message, entrypoint=texts[0], compiler=texts[1], compiler_message=texts[2])
-    kind: type[errors.IsohubError] = getattr(errors, cause.ours)
-    return kind(message)
+    return _OURS[cause.ours](message)
 
 
 def _builtin(kind: type[Exception], cause: Cause, message: str) -> Exception:

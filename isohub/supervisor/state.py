@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import torch
 
 from isohub.errors import RemoteProtocolError
@@ -9,6 +11,11 @@ from isohub.shm.tensors import bytes_of, name_of_dtype
 from isohub.wire.messages import TorchState
 
 __all__ = ["Generator"]
+
+# Where a generator's state says which of its 624 numbers comes next: how many are left, and the place of the next.
+# torch looks at each of the two alone, and would then read numbers from behind the end.
+_PLACE = struct.Struct("=8xi4xQ")
+_NUMBERS = 624
 
 
 class Generator:
@@ -50,6 +57,9 @@ class Generator:
         assert self._known is not None, "a request always sets it"
         if len(rng) != len(self._known):
             raise RemoteProtocolError(f"a generator state of {len(rng)} bytes")
+        left, place = _PLACE.unpack_from(rng)
+        if not 0 < left <= _NUMBERS or left + place > _NUMBERS + 1:
+            raise RemoteProtocolError(f"a generator state with {left} numbers left from number {place} on")
         # Another thread may have drawn numbers meanwhile; those must not be drawn again.
         untouched = _generator_state() == self._known
         self._known = rng

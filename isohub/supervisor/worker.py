@@ -44,7 +44,7 @@ from isohub.supervisor.releases import Releases
 from isohub.wire import codec
 from isohub.wire.framing import MAX_MESSAGE_BYTES
 from isohub.wire.lifecycle import Event, State, after
-from isohub.wire.messages import Callback, Payload, Prepare, Raised, Request, Returned, Verb
+from isohub.wire.messages import Callback, Payload, Prepare, Raised, Returned, Verb
 
 __all__ = ["Worker"]
 
@@ -69,7 +69,7 @@ class Worker:
     def __init__(self, label: str, isolation: Isolation, background: Background, services: Services) -> None:
         self.label = label
         self.isolation = isolation
-        self.border = Border()
+        self.border = Border(frozen=isolation.results == "frozen")
         self.calls = 0
         self.started_at = time.time()  # noqa: TID251 - a date to show, not a duration
         self._background = background
@@ -196,7 +196,7 @@ class Worker:
             connection.drain()
             connection.mute(False)
             if answered is Event.ANSWER:
-                self.border.proxies.settled()
+                self.border.settled()
                 thrown = self._callbacks.settle(answer)
                 if self.border.proxies.has_released:
                     self.release_soon()  # it was not free for those that died meanwhile
@@ -214,7 +214,7 @@ class Worker:
         self._state = after(self._state, Event.CALLBACK)
         arguments = self.border.unpack(callback.payload)
         self.border.settle(callback.freed, callback.dropped)
-        verb, value, number = self._callbacks.make(callback, arguments, self.border.proxies.call)
+        verb, value, number = self._callbacks.make(callback, arguments, self.border.proxies.find)
         self.check()  # the call may have ended the worker
         try:
             said = self._say(verb, self.border.pack((value,), {}), {"handle": number})
@@ -254,8 +254,7 @@ class Worker:
         try:
             if self._state is State.IDLE:
                 self._end = endings.closed(self._who)
-                with contextlib.suppress(PeerGoneError, DeadlineError):
-                    self._connected().tell(Request(verb="close"), time.monotonic() + CLOSE_GRACE_S)
+                self._connected().ask_to_end(time.monotonic() + CLOSE_GRACE_S)
         finally:
             self._lock.release()
 
@@ -285,6 +284,11 @@ class Worker:
         finally:
             self._lock.release()
         self._releases.join()
+
+    def refuse(self, fault: RemoteProtocolError) -> IsohubError:
+        """End the worker, whose answer turned out to make no sense in what it says, and return the error to raise."""
+        with self._lock:
+            return self._finish(Event.DEATH, endings.lied(self._who, fault))
 
     def kill(self) -> None:
         """End the process at once, whatever it is doing. A request that waits for it fails."""

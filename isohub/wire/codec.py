@@ -7,6 +7,7 @@ from typing import cast
 from isohub.errors import RemoteProtocolError
 from isohub.wire import structs
 from isohub.wire.messages import FromParent, FromWorker
+from isohub.wire.texts import clean
 
 __all__ = ["decode_from_parent", "decode_from_worker", "encode"]
 
@@ -30,7 +31,7 @@ def decode_from_worker(data: bytes | memoryview) -> FromWorker:
     # msgspec raises DecodeError (a ValueError) and its subclass ValidationError, RecursionError on
     # deep nesting, and UnicodeDecodeError (a ValueError too) on strings that are no UTF-8.
     except (ValueError, RecursionError, MemoryError, OverflowError) as error:
-        raise RemoteProtocolError(f"a message that cannot be read: {str(error)[:200]}") from None
+        raise RemoteProtocolError(f"a message that cannot be read: {clean(str(error), 200)}") from None
 
 
 def decode_from_parent(data: bytes | memoryview) -> FromParent:

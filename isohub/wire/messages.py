@@ -162,6 +162,7 @@ class Prepare(Struct, tag=True, frozen=True, kw_only=True):
         hub_dir: `torch.hub.get_dir()` in the worker.
         pycache: Prefix for bytecode; None to neither read nor write any.
         threads: Number of threads of torch.
+        frozen: Whether large tensors of results go into segments that the parent seals against writing.
         setup: A function to run first, pickled by cloudpickle; None for none.
     """
 
@@ -175,6 +176,7 @@ class Prepare(Struct, tag=True, frozen=True, kw_only=True):
     pycache: str | None
     threads: int
     setup: bytes | None
+    frozen: bool = False
 
 
 class Request(Struct, tag=True, frozen=True, kw_only=True, omit_defaults=True):
@@ -260,11 +262,12 @@ class NeedSegment(Struct, tag=True, frozen=True):
     Attributes:
         nbytes: How many it needs.
         use: Blocks of an `arena` come and go with calls; `weights` stay where they are until nothing in
-            the worker lies there any more.
+            the worker lies there any more. One for `frozen` results is written to without mapping it, named in the
+            next message that has them, and the parent's alone from then on.
     """
 
     nbytes: int
-    use: Literal["arena", "weights"]
+    use: Literal["arena", "weights", "frozen"]
 
 
 class NeedFiles(Struct, tag=True, frozen=True, kw_only=True, omit_defaults=True):

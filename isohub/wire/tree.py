@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import datetime
 import math
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from pathlib import Path, PurePath
 from typing import Any
@@ -22,6 +22,9 @@ __all__ = ["MAX_DEPTH", "Where", "depth_of", "pack", "shown", "unpack"]
 # Real outputs nest five or six deep. The cap keeps recursion far from the interpreter's limit on both
 # sides and turns a list that holds itself into an error.
 MAX_DEPTH = 100
+
+# Those of numbers can be chosen: 100,000 with one hash would keep a set busy for minutes, and 1,000 do not matter.
+MAX_ALIKE = 1000
 
 # Longer bytes go through shared memory, like a tensor.
 MAX_INLINE_BYTES = 1024
@@ -117,10 +120,13 @@ def unpack(value: Value, leaf: Callable[[Any], Any], depth: int = 0) -> Any:
             members = [unpack(item, leaf, depth + 1) for item in value.items]
             if value.kind == "objects":
                 return leaf((value, members))
+            if value.kind in ("set", "frozenset"):
+                _check_hashes(members)
             return _FROM_ITEMS[value.kind](members) if value.kind in _FROM_ITEMS else leaf(value)
         if isinstance(value, Pairs):
             keys = [unpack(key, leaf, depth + 1) for key in value.keys]
             items = [unpack(item, leaf, depth + 1) for item in value.items]
+            _check_hashes(keys)
             pairs = zip(keys, items, strict=True)
             return dict(pairs) if value.kind == "dict" else OrderedDict(pairs)
         if isinstance(value, Scalar) and value.kind in _FROM_TEXT:
@@ -132,6 +138,16 @@ def unpack(value: Value, leaf: Callable[[Any], Any], depth: int = 0) -> Any:
             raise
         raise RemoteProtocolError(f"a {type(value).__name__} that says nothing: {str(error)[:200]}") from None
     return leaf(value)
+
+
+def _check_hashes(members: list[Any]) -> None:
+    """Check that so many members can be told apart in a time that grows with their number, and not with its square.
+
+    Raises:
+        RemoteProtocolError: Many different ones have one hash, as numbers can be chosen to have.
+    """
+    if len(members) > MAX_ALIKE and max(Counter(map(hash, members)).values()) > MAX_ALIKE:
+        raise RemoteProtocolError(f"more than {MAX_ALIKE} members of a set or dict with one hash")
 
 
 def _text(value: str) -> Value:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Border", "Use"]
 
-Use = Literal["arena", "weights"]
+Use = Literal["arena", "weights", "frozen"]
 
 
 class Border:
@@ -46,10 +46,14 @@ class Border:
 
     Args:
         need_segment: Asks the parent for a segment; returns the grant and its descriptor.
+
+    Attributes:
+        frozen: Whether the parent wants large results where nobody can change them any more.
     """
 
     def __init__(self, need_segment: Callable[[int, Use], tuple[Granted, int]]) -> None:
         self._need = need_segment
+        self.frozen = False
         self._lock = threading.RLock()  # hooked modules may be called in several threads of the repository's
         self.objects = Objects()
         self.graphs = Graphs(self.objects)
@@ -111,11 +115,20 @@ class Border:
         def other(packer: Packer, value: Any, where: Where) -> Any:
             return export.say_other(packer, value, where, self.objects)
 
-        packer = Packer(
-            self._arena, self._residents, other, self._move, self._own, moving=moving, keeps_views=not moving
-        )
+        packer = self._packer(other, moving=moving)
         with self._lock:
             return self._packed(packer, self.objects.trees.changed(None if only_forward else self._is_astray), value)
+
+    def _packer(self, other: Callable[[Packer, Any, Where], Any], *, moving: bool = False) -> Packer:
+        freeze = self._freeze if self.frozen else None
+        return Packer(
+            self._arena, self._residents, other, self._move, self._own,
+            moving=moving and not self.frozen, keeps_views=not moving, freeze=freeze,
+        )  # fmt: skip
+
+    def _freeze(self, nbytes: int) -> tuple[int, int]:
+        granted, fd = self._need(nbytes, "frozen")
+        return granted.segment, fd
 
     def _packed(self, packer: Packer, told: list[int], value: object = None) -> Payload:
         """Return what says a value and the trees of these handles, with the graph behind the tensors."""
@@ -158,7 +171,7 @@ class Border:
                 self.objects.release(handle, 1)
         self._sent = Payload(), []
         for block in payload.blocks:
-            if self._residents.get(block.segment) is None:
+            if self._arena.has(block.segment):  # not a frozen one, which the parent forgets, nor one of weights
                 self._arena.release(block.segment, block.offset)
 
     @contextlib.contextmanager
@@ -194,7 +207,7 @@ class Border:
 
     def describe(self, handle: int) -> Payload:
         """Describe the module of that handle as it is now."""
-        packer = Packer(self._arena, self._residents, lambda *_: None, self._move, self._own)
+        packer = self._packer(lambda *_: None)
         with self._lock:
             return self._packed(packer, [handle])
 

@@ -96,6 +96,7 @@ class _Server:
         try:
             if isinstance(request, Prepare):
                 downloads.take_over(self._line.need_files)
+                self._border.frozen = request.frozen
                 self._executor = Executor(prepare.prepare(request), self._border, self._callbacks)
             else:
                 assert isinstance(request, Request) and self._executor is not None, "a request before Prepare"

@@ -88,7 +88,7 @@ FROM_PARENT: dict[str, FromParent] = {
     "prepare": Prepare(
         root="/srv/répo", label="owner/name:v1@1a2b3c4", sys_path=["/srv/répo"], cwd="/tmp/work",
         argv=["/srv/répo/hubconf.py"], environ={"PATH": "/usr/bin", "HOME": "/home/é"}, hub_dir="/srv/hub",
-        pycache=None, threads=2, setup=b"\x80\x05N.",
+        pycache=None, threads=2, setup=b"\x80\x05N.", frozen=True,
     ),
     "request": Request(
         verb="build", handle=3, path="encoder.0", name="resnet18", returns="state_dict",
@@ -107,6 +107,7 @@ FROM_PARENT: dict[str, FromParent] = {
 FROM_WORKER: dict[str, FromWorker] = {
     "hello": Hello(protocol=PROTOCOL_VERSION, pid=812, python="3.11.7", torch="2.13.0+cpu"),
     "need_segment": NeedSegment(1 << 20, "weights"),
+    "need_frozen": NeedSegment(1 << 20, "frozen"),
     "callback": Callback(
         handle=8, path="head", payload=_PAYLOAD, state=TorchState(False, False, "float64", None, b"\x01"),
         freed=[(1, 64)], dropped=[2],

@@ -22,6 +22,7 @@ def test_defaults_change_nothing():
         "timeout_s": None,
         "start_timeout_s": DEFAULT_START_TIMEOUT_S,
         "dedicated": False,
+        "results": "shared",
     }
 
 
@@ -35,6 +36,7 @@ def test_defaults_change_nothing():
         {"timeout_s": 1e-9},
         {"start_timeout_s": 0.5},
         {"dedicated": True},
+        {"results": "frozen"},
     ],
     ids=str,
 )
@@ -81,6 +83,8 @@ def test_wrong_type_is_refused_when_made(settings: dict[str, Any], message: str)
         {"timeout_s": math.inf},
         {"timeout_s": math.nan},
         {"start_timeout_s": 0},
+        {"results": "copied"},
+        {"results": True},
     ],
     ids=str,
 )

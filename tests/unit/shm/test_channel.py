@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import socket
@@ -16,6 +17,7 @@ from isohub.shm.channel import Channel, DeadlineError, PeerGoneError
 from isohub.wire.framing import MAX_DESCRIPTORS, MAX_MESSAGE_BYTES, pack_header
 
 SOON_S = 30.0
+SO_PASSRIGHTS = 83
 
 
 @pytest.fixture
@@ -249,25 +251,82 @@ def test_too_many_descriptors_are_refused_and_closed():
     assert before == sorted(descriptors())
 
 
+def as_before_linux_6_16(parent: Channel) -> None:
+    """Let descriptors be sent to a parent's channel; there they are dropped."""
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(parent.fileno())) as ours:  # this is one
+        ours.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 1)
+
+
 def test_parent_takes_no_descriptors(raw: tuple[Channel, socket.socket]):
     """Descriptors that a worker attaches never get here; its frame is read all the same."""
     parent, peer = raw
+    as_before_linux_6_16(parent)
     zero = os.open("/dev/zero", os.O_RDONLY)
     before = sorted(descriptors())
 
     for _ in range(20):
-        socket.send_fds(peer, [pack_header(2, 8) + b"hi"], [zero] * 200)
+        socket.send_fds(peer, [pack_header(2, 0) + b"hi"], [zero] * 200)
 
     assert [bytes(parent.receive(soon())[0]) for _ in range(20)] == [b"hi"] * 20
     assert before == sorted(descriptors())
     os.close(zero)
 
 
+def test_frame_that_names_descriptors_is_refused_by_the_parent(raw: tuple[Channel, socket.socket]):
+    """A parent takes no descriptors, so a frame that is to have some is none."""
+    parent, peer = raw
+    peer.sendall(pack_header(2, 1) + b"hi")
+
+    with pytest.raises(RemoteProtocolError, match="1 descriptors, of which none"):
+        parent.receive(soon())
+
+
+def test_kernel_that_can_refuses_descriptors_at_their_sender(raw: tuple[Channel, socket.socket]):
+    """Where the kernel knows how, a worker cannot even send descriptors, whose closing would take the parent's time."""
+    parent, peer = raw
+    with socket.socket(fileno=os.dup(parent.fileno())) as ours:
+        try:
+            passes = ours.getsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS)
+        except OSError:
+            passes = 1  # Linux before 6.16
+    sent = True
+    try:
+        socket.send_fds(peer, [b"x"], [peer.fileno()])
+    except PermissionError:
+        sent = False
+
+    assert sent == bool(passes)
+
+
+def test_descriptors_and_a_long_message_to_a_peer_that_does_not_read_are_overdue(pair: tuple[Channel, Channel]):
+    """The deadline holds for the first piece of a frame as well, with which its descriptors go."""
+    parent, _ = pair
+    zero = os.open("/dev/zero", os.O_RDONLY)
+
+    with pytest.raises(DeadlineError):
+        parent.send(bytes(8 << 20), [zero], time.monotonic() + 0.2)
+
+    os.close(zero)
+
+
+def test_what_nobody_asked_for_is_seen_before_it_is_read(raw: tuple[Channel, socket.socket]):
+    """Bytes that have come are unread, wherever they wait; the end of the channel is not."""
+    parent, peer = raw
+    at_first = parent.unread()
+    peer.sendall(b"i")
+    with_bytes = parent.unread(), parent.unread()
+    os.read(parent.fileno(), 1)
+    peer.close()
+
+    assert (at_first, with_bytes, parent.unread()) == (False, (True, True), False)
+
+
 def test_descriptors_do_not_run_out_on_the_parents_side(raw: tuple[Channel, socket.socket]):
     """A parent that is at its limit of descriptors still reads a frame to which some are attached."""
     parent, peer = raw
+    as_before_linux_6_16(parent)
     zero = os.open("/dev/zero", os.O_RDONLY)
-    socket.send_fds(peer, [pack_header(2, 1) + b"hi"], [zero])
+    socket.send_fds(peer, [pack_header(2, 0) + b"hi"], [zero])
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (zero + 1, hard))
     try:
