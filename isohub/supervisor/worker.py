@@ -361,6 +361,7 @@ class Worker:
 
     def _finish(self, event: Event, error: IsohubError | None) -> IsohubError:
         """End everything of the worker, and return why; without an `error`, it died by itself."""
+        self._callbacks.forget()
         if self._end is not None and self._state in (State.CLOSED, State.BROKEN):
             return endings.again(self._end)  # a request that was asked to make the answer has dealt with it
         connection = self._connected()
