@@ -230,7 +230,7 @@ REPO = r"""
         "a pickle": lambda wire: wire.value(TensorAt(0, "pickle"), [BYTES], [Block(wire.memory(), 0, 64)]),
         "set of lists": value(Items("set", [Items("list", [])])),
         "set of 100,000 numbers of one hash": numbers_alike(lambda members: Items("set", members)),
-        "dict of 100,000 numbers of one hash": numbers_alike(lambda members: Pairs("dict", members, [None] * len(members))),
+        "dict of 100,000 numbers of one hash": numbers_alike(lambda keys: Pairs("dict", keys, [None] * len(keys))),
         "more keys than items": value(Pairs("dict", ["a", "b"], [1])),
         "range with steps of 0": value(Items("range", [0, 1, 0])),
         "slice of four": value(Items("slice", [0, 1, 2, 3])),
