@@ -14,6 +14,8 @@ from isohub.wire.messages import Callback, Raised, Returned, TorchState, Verb
 
 __all__ = ["Callbacks"]
 
+# Modules with hooks are nested as modules are, some ten deep; each level takes a dozen of Python's 1,000 frames.
+MAX_DEPTH = 32
 # How many errors of hooks are remembered in one exchange.
 _MAX_THROWN = 1000
 
@@ -24,6 +26,7 @@ class Callbacks:
     def __init__(self) -> None:
         self._thrown: dict[int, Exception] = {}
         self._count = 0
+        self._depth = 0
 
     def make(self, callback: Callback, arguments: Any, find: Callable[[int, str], Any]) -> tuple[Verb, Any, int]:
         """Make a call.
@@ -47,13 +50,18 @@ class Callbacks:
                 raise RemoteProtocolError("a callback without arguments")
         module = find(callback.handle, callback.path)
         autocast = None if callback.state.autocast is None else dtype_named(callback.state.autocast)
+        if self._depth >= MAX_DEPTH:
+            raise RemoteProtocolError(f"calls of modules with hooks within each other, {self._depth} deep")
         # Up to here a lie is this worker's. One that a hook meets may be that of another worker, which the hook called;
         # if it is this one's, it has been killed for it.
+        self._depth += 1
         try:
             with _modes(callback.state, autocast):
                 return "resume", module(*args, **kwargs), 0
         except Exception as error:  # noqa: BLE001 - whatever a hook raises goes its way through the repository's code
             return "throw", None, self.threw(error)
+        finally:
+            self._depth -= 1
 
     def threw(self, error: Exception) -> int:
         """Remember what a call raised, and return its number."""
@@ -63,6 +71,10 @@ class Callbacks:
             del self._thrown[next(iter(self._thrown))]
         return self._count
 
+    def forget(self) -> None:
+        """Forget everything that was raised: its tracebacks hold on to the models whose worker has ended."""
+        self._thrown.clear()
+
     def find(self, answer: Returned | Raised) -> list[Exception]:
         """Return the exception of here by which a request ended, alone in a list; none if it ended otherwise."""
         found = self._thrown.get(answer.error.thrown) if isinstance(answer, Raised) else None
@@ -71,7 +83,7 @@ class Callbacks:
     def settle(self, answer: Returned | Raised) -> list[Exception]:
         """Likewise, for the last answer of an exchange; everything that was raised is forgotten."""
         found = self.find(answer)
-        self._thrown.clear()
+        self.forget()
         return found
 
 

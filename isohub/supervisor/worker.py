@@ -363,6 +363,7 @@ class Worker:
 
     def _finish(self, event: Event, error: IsohubError | None) -> IsohubError:
         """End everything of the worker, and return why; without an `error`, it died by itself."""
+        self._callbacks.forget()
         if self._end is not None and self._state in (State.CLOSED, State.BROKEN):
             return endings.again(self._end)  # a request that was asked to make the answer has dealt with it
         connection = self._connected()
@@ -385,7 +386,6 @@ class Worker:
             connection.process.kill()
             connection.close()
             self.border.close()
-            self._callbacks = Callbacks()
             self._services.close()
             if self.lease is not None:
                 self.lease.close()

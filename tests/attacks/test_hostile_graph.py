@@ -127,7 +127,7 @@ def test_gradient_of_another_shape_ends_the_worker(repo_of: Callable[..., str]):
         y.backward()
 
     assert x.grad is None
-    with pytest.raises(RemoteProtocolError):
+    with pytest.raises(RemoteProtocolError, match="was killed"):
         model(x)
 
 

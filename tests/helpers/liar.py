@@ -191,7 +191,7 @@ REPO = r"""
         "block of a segment that is none": at((4711, 0, 64)),
         "block of segment 0": at((0, 0, 64)),
         "block of a negative segment": at((-1, 0, 64)),
-        "block of the parent's own arena": lambda wire: at((next(iter(wire.border._inbox)), 0, 64))(wire),
+        "block of the parent's own arena": lambda wire: at((min(wire.border._inbox), 0, 64))(wire),
         "negative size": of(shape=[-2]),
         "negative stride": of(stride=[-1]),
         "negative offset": of(offset=-4),
@@ -230,9 +230,7 @@ REPO = r"""
         "a pickle": lambda wire: wire.value(TensorAt(0, "pickle"), [BYTES], [Block(wire.memory(), 0, 64)]),
         "set of lists": value(Items("set", [Items("list", [])])),
         "set of 100,000 numbers of one hash": numbers_alike(lambda members: Items("set", members)),
-        "dict of 100,000 numbers of one hash": numbers_alike(
-            lambda members: Pairs("dict", members, [None] * len(members))
-        ),
+        "dict of 100,000 numbers of one hash": numbers_alike(lambda keys: Pairs("dict", keys, [None] * len(keys))),
         "more keys than items": value(Pairs("dict", ["a", "b"], [1])),
         "range with steps of 0": value(Items("range", [0, 1, 0])),
         "slice of four": value(Items("slice", [0, 1, 2, 3])),

@@ -318,7 +318,8 @@ def test_what_nobody_asked_for_is_seen_before_it_is_read(raw: tuple[Channel, soc
     os.read(parent.fileno(), 1)
     peer.close()
 
-    assert (at_first, with_bytes, parent.unread()) == (False, (True, True), False)
+    found = at_first, with_bytes, parent.unread()
+    assert found == (False, (True, True), False)
 
 
 def test_descriptors_do_not_run_out_on_the_parents_side(raw: tuple[Channel, socket.socket]):
