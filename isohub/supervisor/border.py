@@ -13,7 +13,8 @@ from isohub.shm.segment import Segment, create_memfd
 from isohub.shm.tensors import Residents, TensorReader, Watch, why_not
 from isohub.shm.values import Packer, Unpacker
 from isohub.supervisor.arguments import pickle_argument
-from isohub.wire import structs
+from isohub.wire import codec, structs
+from isohub.wire.framing import MAX_MESSAGE_BYTES
 from isohub.wire.messages import (
     Granted,
     Graph,
@@ -117,9 +118,12 @@ class Border:
     """What this process has in common with one worker: segments, blocks and handles.
 
     The parent makes every segment and owns its descriptor until the worker has it.
+
+    Args:
+        memory_bytes: Shared memory that the worker may ask for; None for no limit but the machine's.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, memory_bytes: int | None = None) -> None:
         self.proxies: Proxies
         self.residents = Residents()
         self._arena = Arena(self._grow)
@@ -128,6 +132,8 @@ class Border:
         self._next = 1
         self._pending: list[tuple[int, int, int]] = []  # (number, nbytes, fd) that the worker lacks
         self._total_bytes = 0
+        self._granted_bytes = 0  # of these, what the worker asked for
+        self._memory_bytes = memory_bytes
         self._limit_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
     def pack(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payload:
@@ -141,6 +147,25 @@ class Border:
         packer = Packer(self._arena, self.residents, self._other, None, self.proxies.ref_of)
         payload = packer.pack((args, kwargs), "arguments")
         return structs.replace(payload, numbered=self.proxies.numbered(packer.noted)) if packer.noted else payload
+
+    def say(self, verb: Verb, payload: Payload, state: TorchState, fields: dict[str, Any]) -> tuple[bytes, list[int]]:
+        """Return a request as bytes, and the descriptors that go with it.
+
+        Raises:
+            LocalProtocolError: It is too long; all that it had along is taken back.
+        """
+        request = self.request(verb, payload, state, fields)
+        try:
+            message = codec.encode(request)
+            if len(message) > MAX_MESSAGE_BYTES:
+                raise LocalProtocolError(
+                    f"arguments of {len(message)} bytes are over the limit of {MAX_MESSAGE_BYTES} for one message: "
+                    "pass large data as tensors, arrays or bytes, which go through shared memory"
+                )
+        except BaseException:
+            self.unsend(request)
+            raise
+        return message, [fd for *_, fd in self._pending]
 
     def unsend(self, request: Request) -> None:
         """Take back all that a request had along, since it is not sent."""
@@ -188,10 +213,6 @@ class Border:
             **fields,
         )
 
-    def descriptors(self) -> list[int]:
-        """Return the descriptors of the new segments, in the order of `Request.segments`."""
-        return [fd for *_, fd in self._pending]
-
     def sent(self) -> None:
         """Know that the request is on its way, and close the descriptors of new segments: the worker has its own."""
         self.proxies.changes_told()
@@ -217,6 +238,7 @@ class Border:
             if segment_dropped is None:
                 raise RemoteProtocolError(f"segment {number} dropped, which does not exist")
             self._total_bytes -= segment_dropped.nbytes
+            self._granted_bytes -= segment_dropped.nbytes
             self.residents.remove(number)
 
     def grant(self, need: NeedSegment) -> tuple[Granted, int]:
@@ -231,12 +253,16 @@ class Border:
             raise RemoteProtocolError(f"a request for a segment of {need.nbytes} bytes")
         if self._total_bytes + need.nbytes > self._limit_bytes:
             return Granted(0, 0, f"{need.nbytes} more would be over this machine's memory"), -1
+        if self._memory_bytes is not None and self._granted_bytes + need.nbytes > self._memory_bytes:
+            limit = f"Isolation(memory_bytes={self._memory_bytes})"
+            return Granted(0, 0, f"{self._granted_bytes} are in use, and {need.nbytes} more would be over {limit}"), -1
         if len(self._outbox) + len(self.residents) >= MAX_SEGMENTS:
             return Granted(0, 0, f"there are {MAX_SEGMENTS} segments already"), -1
         try:
             segment, fd = self._create(need.nbytes)
         except OSError as error:
             return Granted(0, 0, str(error)), -1
+        self._granted_bytes += need.nbytes
         if need.use == "arena":
             self._outbox[segment.number] = segment
         else:

@@ -22,6 +22,7 @@ from isohub.wire.messages import (
     Hello,
     NeedFiles,
     NeedSegment,
+    Prepare,
     Raised,
     Returned,
 )
@@ -52,16 +53,18 @@ class Connection:
             self._output_poll.register(output.fd, select.POLLIN)
         background.watch(*self._outputs)
 
-    def greet(self, deadline: float) -> None:
-        """Wait for the worker's greeting.
+    def prepare(self, prepare: Prepare, border: Border, deadline: float) -> Returned | Raised:
+        """Wait for the worker's greeting, prepare it, and return how that went.
 
         Raises:
-            RemoteProtocolError: It is none, or of another protocol.
+            RemoteProtocolError: The greeting is none, or of another protocol; or see `answer`.
             PeerGoneError, DeadlineError: See `Channel`.
         """
         hello = self._receive(deadline)
         if not isinstance(hello, Hello) or hello.protocol != PROTOCOL_VERSION:
             raise RemoteProtocolError(f"a worker that greets with {hello!r:.200}")
+        self.tell(prepare, deadline)
+        return self.answer(border, deadline)
 
     def tell(self, message: FromParent, deadline: float | None, descriptors: Sequence[int] = ()) -> None:
         """Send a message; see `Channel.send`."""

@@ -162,6 +162,8 @@ class Registry:
                 pycache=None if checkout.pycache is None else os.fspath(checkout.pycache),
                 threads=isolation.threads or torch.get_num_threads(),
                 setup=setup,
+                memory_bytes=isolation.memory_bytes,
+                open_files=isolation.open_files,
             )
             lease = Lease.acquire(checkout)  # before anybody knows of the worker: the checkout may be gone
             try:
@@ -194,4 +196,5 @@ class Registry:
 
 def _settings(isolation: Isolation) -> tuple[object, ...]:
     """Return what makes two workers of one checkout differ. A worker has one deadline for all its calls."""
-    return (isolation.setup, tuple(sorted(isolation.env.items(), key=str)), isolation.threads, isolation.timeout_s)
+    limits = (isolation.timeout_s, isolation.memory_bytes, isolation.open_files)
+    return (isolation.setup, tuple(sorted(isolation.env.items(), key=str)), isolation.threads, *limits)

@@ -161,6 +161,8 @@ class Prepare(Struct, tag=True, frozen=True, kw_only=True):
         pycache: Prefix for bytecode; None to neither read nor write any.
         threads: Number of threads of torch.
         setup: A function to run first, pickled by cloudpickle; None for none.
+        memory_bytes: Memory that it may take for itself; None for no limit.
+        open_files: Descriptors that it may have; None for no limit but the system's.
     """
 
     root: str
@@ -173,6 +175,8 @@ class Prepare(Struct, tag=True, frozen=True, kw_only=True):
     pycache: str | None
     threads: int
     setup: bytes | None
+    memory_bytes: int | None = None
+    open_files: int | None = None
 
 
 class Request(Struct, tag=True, frozen=True, kw_only=True, omit_defaults=True):

@@ -14,6 +14,8 @@ from __future__ import annotations
 import atexit
 import contextlib
 import faulthandler
+import os
+import signal
 import socket
 import sys
 import traceback
@@ -31,7 +33,11 @@ def main(fd: int) -> int:
     # A crash in native code leaves a traceback on stderr, which the parent's error then shows.
     with contextlib.suppress(Exception):
         faulthandler.enable()
+        # A worker that is overdue gets this signal first, and says by it where it hangs, be it in native code.
+        faulthandler.register(signal.SIGTERM, all_threads=True, chain=True)
     channel = Channel(socket.socket(fileno=fd), accept_descriptors=True)
+    # A fork that the repository makes must neither talk to the parent nor keep the channel open after us.
+    os.register_at_fork(after_in_child=channel.close)
     try:
         serve(channel)
     except PeerGoneError:
