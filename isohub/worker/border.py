@@ -107,12 +107,14 @@ class Border:
 
         packer = Packer(self._arena, self._residents, other, self._move, self._own, moving=moving)
         changed = self.objects.trees.changed(None if only_forward else self._is_astray)
+        self.objects.exported.clear()
         try:
             for handle in changed:
                 packer.modules.append(export.describe(packer, self.objects.get(handle), handle, self.objects))
             return self._complete(packer.pack(value, "result"), packer)
         except BaseException:
             self.objects.trees.untold(changed)
+            self.objects.take_back()
             raise
 
     def _complete(self, payload: Payload, packer: Packer) -> Payload:
