@@ -62,8 +62,12 @@ class Callbacks:
     def settle(self, answer: Returned | Raised) -> Exception | None:
         """Likewise, for the last answer of an exchange; everything that was raised is forgotten."""
         found = self.find(answer)
-        self._thrown.clear()
+        self.forget()
         return found
+
+    def forget(self) -> None:
+        """Forget everything that was raised, and with it the frames of the calls."""
+        self._thrown.clear()
 
 
 @contextmanager

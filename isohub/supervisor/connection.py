@@ -31,6 +31,7 @@ __all__ = ["Connection"]
 
 # The traceback of a crash in native code has some 20 frames below the repository's own.
 _TAIL_LINES = 30
+_STACK_LINES = 25  # of which so many
 
 
 class Connection:
@@ -129,9 +130,14 @@ class Connection:
             output.muted = muted
 
     def tail(self) -> tuple[str, ...]:
-        """Return the last lines of its stderr, oldest first."""
+        """Return the last lines of its stderr, oldest first; of a stack that it wrote last, the innermost frames."""
         self.drain()
-        return self._outputs[1].tail(_TAIL_LINES)
+        lines = self._outputs[1].tail()
+        last = len(lines)
+        for place in range(len(lines)):
+            if lines[place].endswith("(most recent call first):"):
+                last = place + _STACK_LINES
+        return lines[max(min(last, len(lines)) - _TAIL_LINES, 0) : last]
 
     def close(self) -> None:
         """Close everything. May be called again."""

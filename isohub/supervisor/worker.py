@@ -340,8 +340,11 @@ class Worker:
     def _guarded(self, due: Deadline | None) -> Iterator[None]:
         """Turn every way in which an exchange can break into the end of the worker and its error."""
         try:
-            with until(due):  # for what hooks ask of workers meanwhile
+            if due is None:
                 yield
+            else:
+                with until(due):  # for what hooks ask of workers meanwhile
+                    yield
         except PeerGoneError:
             raise self._finish(Event.DEATH, None) from None
         except DeadlineError:
@@ -375,6 +378,7 @@ class Worker:
             connection.process.kill()
             connection.close()
             self.border.close()
+            self._callbacks.forget()
             self._services.close()
             if self.lease is not None:
                 self.lease.close()
