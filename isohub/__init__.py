@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from isohub.hub.directories import get_dir, set_dir
     from isohub.hub.download import download_url_to_file
     from isohub.hub.weights import load_state_dict_from_url
+    from isohub.model.acall import acall
     from isohub.model.module import IsolatedModule
     from isohub.model.objects import RemoteObject, run_in
     from isohub.model.saving import save
     from isohub.options import Isolation
     from isohub.refs import RepoRef
+    from isohub.supervisor.deadlines import deadline
     from isohub.supervisor.worker import Worker
     from isohub.telemetry.metadata import set_metadata_hook
 
@@ -31,6 +33,8 @@ __all__ = [
     "RepoRef",
     "Worker",
     "__version__",
+    "acall",
+    "deadline",
     "download_url_to_file",
     "errors",
     "get_dir",
@@ -54,6 +58,8 @@ _HOMES = {
     "Repo": "isohub.api",
     "RepoRef": "isohub.refs",
     "Worker": "isohub.supervisor.worker",
+    "acall": "isohub.model.acall",
+    "deadline": "isohub.supervisor.deadlines",
     "download_url_to_file": "isohub.hub.download",
     "get_dir": "isohub.hub.directories",
     "help": "isohub.api",

@@ -279,10 +279,11 @@ class BrokenWorkerError(WorkerError):
 
 
 class WorkerTimeoutError(WorkerError, TimeoutError):
-    """A worker did not answer before its deadline, and was killed.
+    """A worker did not answer before its deadline, and was killed; or a call did not even get its turn.
 
     Attributes:
         timeout_s: The time that it had, in seconds.
+        killed: Whether the worker was killed. It was not if other threads' calls took all the time.
     """
 
     def __init__(
@@ -292,9 +293,11 @@ class WorkerTimeoutError(WorkerError, TimeoutError):
         worker: str = "",
         stderr_tail: tuple[str, ...] = (),
         timeout_s: float = 0.0,
+        killed: bool = True,
     ) -> None:
         super().__init__(message, worker=worker, stderr_tail=stderr_tail)
         self.timeout_s = timeout_s
+        self.killed = killed
 
 
 class WorkerClosedError(WorkerError):

@@ -13,6 +13,11 @@ __all__ = ["DEFAULT_START_TIMEOUT_S", "Isolation"]
 # A fresh interpreter that imports torch takes 1.6 s on an idle machine, 3 s on a loaded one, and more
 # from a cold network disk; a repository may take 12 s to import. A minute says "hung" for certain.
 DEFAULT_START_TIMEOUT_S = 60.0
+# With less, imports of common packages fail half-way, and the error says nothing of use. The arena of results
+# takes 16 MiB at once.
+MIN_MEMORY_BYTES = 64 << 20
+# A worker has some ten of its own, and an import needs one or two at a time.
+MIN_OPEN_FILES = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,13 +31,19 @@ class Isolation:
             process (see the docs for which). A value of None takes a variable away.
         threads: Threads of torch in the worker; None for as many as torch uses here, which is what
             makes the results equal bit for bit.
-        timeout_s: Seconds that one load or call may take; None for no limit. A worker that takes
-            longer is killed.
+        timeout_s: Seconds that one load or call may take, the wait for other threads' calls included;
+            None for no limit. A worker that takes longer is killed. `isohub.deadline` sets one for some
+            calls.
         start_timeout_s: Seconds that a worker may take to become ready.
         dedicated: Whether the load gets a worker of its own instead of sharing that of its commit.
         results: Where the tensors of results lie: `"shared"` is the fast way, memory that the worker can go on
             writing to; `"frozen"` is memory that it cannot change any more once it has answered, for code that
             you do not trust. Either way large ones are not copied. Weights are shared with the worker always.
+        memory_bytes: Bytes of memory that the worker may take for itself, beside what it has when it
+            starts, and as many of shared memory, for weights and results; None for no limit. More is a
+            `MemoryError`, or a `RuntimeError` of torch's, that names this setting. It holds for each
+            process that the repository starts as well.
+        open_files: Descriptors that the worker may have open; None for as many as this process.
 
     Raises:
         TypeError: A value is of the wrong type.
@@ -49,6 +60,8 @@ class Isolation:
     start_timeout_s: float = DEFAULT_START_TIMEOUT_S
     dedicated: bool = False
     results: Literal["shared", "frozen"] = "shared"
+    memory_bytes: int | None = None
+    open_files: int | None = None
 
     def __post_init__(self) -> None:
         if self.setup is not None and not callable(self.setup):
@@ -59,11 +72,9 @@ class Isolation:
             _check_variable(name, value)
         # A copy, so that a later change of the caller's dict changes no worker.
         object.__setattr__(self, "env", MappingProxyType(dict(self.env)))
-        if self.threads is not None:
-            if isinstance(self.threads, bool) or not isinstance(self.threads, int):
-                raise TypeError(f"Isolation(threads=...) takes an int or None, not {self.threads!r}")
-            if self.threads < 1:
-                raise ValueError(f"Isolation(threads=...) must be at least 1, not {self.threads}")
+        _check_count("threads", self.threads, 1)
+        _check_count("memory_bytes", self.memory_bytes, MIN_MEMORY_BYTES)
+        _check_count("open_files", self.open_files, MIN_OPEN_FILES)
         if self.timeout_s is not None:
             _check_seconds("timeout_s", self.timeout_s)
         _check_seconds("start_timeout_s", self.start_timeout_s)
@@ -88,6 +99,15 @@ def _check_variable(name: object, value: object) -> None:
         )
     if not name or "=" in name or "\0" in name or "\0" in (value or ""):
         raise ValueError(f"Isolation(env=...): {name!r} with value {value!r} cannot be an environment variable")
+
+
+def _check_count(name: str, value: object, least: int) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"Isolation({name}=...) takes an int or None, not {value!r}")
+    if not least <= value < 1 << 62:
+        raise ValueError(f"Isolation({name}=...) must be at least {least}, not {value}")
 
 
 def _check_seconds(name: str, value: object) -> None:

@@ -23,7 +23,7 @@ from isohub.supervisor.worker import Worker
 from isohub.wire import structs
 from isohub.wire.messages import Graph, Numbered, TreeChange
 from isohub.wire.specs import ModuleSpec
-from isohub.wire.values import Record, Ref
+from isohub.wire.values import MAX_HANDLES, Record, Ref
 
 __all__ = ["ProxyTable"]
 
@@ -250,6 +250,8 @@ class ProxyTable:
     def _lease(self, handle: int) -> Lease:
         lease = self._leases.get(handle)
         if lease is None:
+            if len(self._leases) >= MAX_HANDLES:
+                raise RemoteProtocolError(f"more than {MAX_HANDLES} handles")
             worker, released = self._worker, self._released
 
             def gone(handle: int, received: int) -> None:

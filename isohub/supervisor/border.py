@@ -16,7 +16,8 @@ from isohub.shm.values import Packer, Unpacker
 from isohub.shm.watch import Watch
 from isohub.supervisor.arguments import pickle_argument
 from isohub.supervisor.frozen import MAX_LIVING, FrozenSegments
-from isohub.wire import structs
+from isohub.wire import codec, structs
+from isohub.wire.framing import MAX_MESSAGE_BYTES
 from isohub.wire.messages import (
     Granted,
     Graph,
@@ -131,9 +132,10 @@ class Border:
 
     Args:
         frozen: Whether results are to be where the worker cannot change them any more.
+        memory_bytes: Shared memory that the worker may ask for; None for no limit but the machine's.
     """
 
-    def __init__(self, *, frozen: bool = False) -> None:
+    def __init__(self, *, frozen: bool = False, memory_bytes: int | None = None) -> None:
         self._frozen = FrozenSegments() if frozen else None
         self.proxies: Proxies
         self.residents = Residents()
@@ -143,6 +145,8 @@ class Border:
         self._next = 1
         self._pending: list[tuple[int, int, int]] = []  # (number, nbytes, fd) that the worker lacks
         self._total_bytes = 0
+        self._granted_bytes = 0  # of these, what the worker asked for
+        self._memory_bytes = memory_bytes
         self._limit_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
     def pack(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payload:
@@ -156,6 +160,25 @@ class Border:
         packer = Packer(self._arena, self.residents, self._other, None, self.proxies.ref_of)
         payload = packer.pack((args, kwargs), "arguments")
         return structs.replace(payload, numbered=self.proxies.numbered(packer.noted)) if packer.noted else payload
+
+    def say(self, verb: Verb, payload: Payload, state: TorchState, fields: dict[str, Any]) -> tuple[bytes, list[int]]:
+        """Return a request as bytes, and the descriptors that go with it.
+
+        Raises:
+            LocalProtocolError: It is too long; all that it had along is taken back.
+        """
+        request = self.request(verb, payload, state, fields)
+        try:
+            message = codec.encode(request)
+            if len(message) > MAX_MESSAGE_BYTES:
+                raise LocalProtocolError(
+                    f"arguments of {len(message)} bytes are over the limit of {MAX_MESSAGE_BYTES} for one message: "
+                    "pass large data as tensors, arrays or bytes, which go through shared memory"
+                )
+        except BaseException:
+            self.unsend(request)
+            raise
+        return message, [fd for *_, fd in self._pending]
 
     def unsend(self, request: Request) -> None:
         """Take back all that a request had along, since it is not sent."""
@@ -216,10 +239,6 @@ class Border:
             **fields,
         )
 
-    def descriptors(self) -> list[int]:
-        """Return the descriptors of the new segments, in the order of `Request.segments`."""
-        return [fd for *_, fd in self._pending]
-
     def sent(self) -> None:
         """Know that the request is on its way, and close the descriptors of new segments: the worker has its own."""
         self.proxies.changes_told()
@@ -245,6 +264,7 @@ class Border:
             if segment_dropped is None:
                 raise RemoteProtocolError(f"segment {number} dropped, which does not exist")
             self._total_bytes -= segment_dropped.nbytes
+            self._granted_bytes -= segment_dropped.nbytes
             self.residents.remove(number)
 
     def grant(self, need: NeedSegment) -> tuple[Granted, int]:
@@ -260,9 +280,14 @@ class Border:
         if need.use == "frozen" and self._frozen is None:
             raise RemoteProtocolError("a request for a segment of frozen results, which nobody asked for")
         if self._frozen is not None:
-            self._total_bytes -= self._frozen.take_gone()
+            gone_bytes = self._frozen.take_gone()
+            self._total_bytes -= gone_bytes
+            self._granted_bytes -= gone_bytes
         if self._total_bytes + need.nbytes > self._limit_bytes:
             return Granted(0, 0, f"{need.nbytes} more would be over this machine's memory"), -1
+        if self._memory_bytes is not None and self._granted_bytes + need.nbytes > self._memory_bytes:
+            limit = f"Isolation(memory_bytes={self._memory_bytes})"
+            return Granted(0, 0, f"{self._granted_bytes} are in use, and {need.nbytes} more would be over {limit}"), -1
         waiting = 0 if self._frozen is None else len(self._frozen)
         if len(self._outbox) + len(self.residents) + waiting >= MAX_SEGMENTS:
             return Granted(0, 0, f"there are {MAX_SEGMENTS} segments already"), -1
@@ -272,6 +297,7 @@ class Border:
             segment, fd = self._create(need.nbytes)
         except OSError as error:
             return Granted(0, 0, str(error)), -1
+        self._granted_bytes += need.nbytes
         if need.use == "arena":
             self._outbox[segment.number] = segment
         else:
@@ -287,6 +313,7 @@ class Border:
             return Granted(0, 0, str(error)), -1
         number, self._next = self._next, self._next + 1
         self._total_bytes += nbytes
+        self._granted_bytes += nbytes
         return Granted(number, nbytes), fd
 
     def close(self) -> None:

@@ -22,6 +22,7 @@ from isohub.wire.messages import (
     Hello,
     NeedFiles,
     NeedSegment,
+    Prepare,
     Raised,
     Request,
     Returned,
@@ -31,6 +32,7 @@ __all__ = ["Connection"]
 
 # The traceback of a crash in native code has some 20 frames below the repository's own.
 _TAIL_LINES = 30
+_STACK_LINES = 25  # of which so many
 
 
 class Connection:
@@ -53,16 +55,18 @@ class Connection:
             self._output_poll.register(output.fd, select.POLLIN)
         background.watch(*self._outputs)
 
-    def greet(self, deadline: float) -> None:
-        """Wait for the worker's greeting.
+    def prepare(self, prepare: Prepare, border: Border, deadline: float) -> Returned | Raised:
+        """Wait for the worker's greeting, prepare it, and return how that went.
 
         Raises:
-            RemoteProtocolError: It is none, or of another protocol.
+            RemoteProtocolError: The greeting is none, or of another protocol; or see `answer`.
             PeerGoneError, DeadlineError: See `Channel`.
         """
         hello = self._receive(deadline)
         if not isinstance(hello, Hello) or hello.protocol != PROTOCOL_VERSION:
             raise RemoteProtocolError(f"a worker that greets with {hello!r:.200}")
+        self.tell(prepare, deadline)
+        return self.answer(border, deadline)
 
     def tell(self, message: FromParent, deadline: float | None, descriptors: Sequence[int] = ()) -> None:
         """Send a message; see `Channel.send`."""
@@ -142,9 +146,14 @@ class Connection:
             output.muted = muted
 
     def tail(self) -> tuple[str, ...]:
-        """Return the last lines of its stderr, oldest first."""
+        """Return the last lines of its stderr, oldest first; of a stack that it wrote last, the innermost frames."""
         self.drain()
-        return self._outputs[1].tail(_TAIL_LINES)
+        lines = self._outputs[1].tail()
+        last = len(lines)
+        for place in range(len(lines)):
+            if lines[place].endswith("(most recent call first):"):
+                last = place + _STACK_LINES
+        return lines[max(min(last, len(lines)) - _TAIL_LINES, 0) : last]
 
     def close(self) -> None:
         """Close everything. May be called again."""

@@ -12,20 +12,25 @@ from isohub.errors import (
     RemoteProtocolError,
     WorkerClosedError,
     WorkerError,
+    WorkerStartError,
     WorkerTimeoutError,
 )
 from isohub.wire.texts import clean
 
-__all__ = ["again", "broken", "closed", "foreign", "hung_up", "interrupted", "lied", "overdue"]
+__all__ = [
+    "again", "broken", "closed", "deadlocked", "foreign", "hung_up", "interrupted", "lied", "overdue", "reentered",
+    "unready", "waited",
+]  # fmt: skip
 
 
-def broken(who: str, status: int | None, tail: tuple[str, ...]) -> BrokenWorkerError:
+def broken(who: str, status: int | None, tail: tuple[str, ...], memory_bytes: int | None = None) -> BrokenWorkerError:
     """It died by itself.
 
     Args:
         who: The worker, with its pid.
         status: Its exit code, or the negative number of a signal; None when nobody knows.
         tail: The last lines of its stderr.
+        memory_bytes: The memory that it could have; None where there was no limit.
     """
     name = None
     if status is None:
@@ -35,8 +40,10 @@ def broken(who: str, status: int | None, tail: tuple[str, ...]) -> BrokenWorkerE
         how = f"was ended by {name}"
     else:
         how = f"exited with code {status}"
+    # Native code that gets no memory ends its process in many ways, and says why in as many, or not at all.
+    limit = "" if memory_bytes is None else f" It had a limit, Isolation(memory_bytes={memory_bytes})."
     return BrokenWorkerError(
-        f"worker {who} {how}. Its weights stay readable here; load again for a new worker{_shown(tail)}",
+        f"worker {who} {how}.{limit} Its weights stay readable here; load again for a new worker{_shown(tail)}",
         worker=who,
         stderr_tail=tail,
         exit_code=status if status is not None and status >= 0 else None,
@@ -58,12 +65,41 @@ def hung_up(who: str, tail: tuple[str, ...]) -> BrokenWorkerError:
 def overdue(who: str, timeout_s: float, tail: tuple[str, ...]) -> WorkerTimeoutError:
     """It did not answer in time."""
     return WorkerTimeoutError(
-        f"worker {who} did not answer within {timeout_s:g} s and was killed. Load again for a new one, with a larger "
-        f"Isolation(timeout_s=...) or start_timeout_s if it only was slow{_shown(tail)}",
+        f"worker {who} did not answer within {timeout_s:g} s and was killed. Load again for a new one; if it only was "
+        "slow, with a larger Isolation(timeout_s=...) or start_timeout_s, or more time in isohub.deadline()"
+        f"{_shown(tail)}",
         worker=who,
         stderr_tail=tail,
         timeout_s=timeout_s,
     )
+
+
+def waited(who: str, timeout_s: float) -> WorkerTimeoutError:
+    """A call of it did not get its turn in time; the worker goes on."""
+    return WorkerTimeoutError(
+        f"a call of worker {who} did not begin within {timeout_s:g} s: what came before it, such as calls of other "
+        "threads, took as long. Nothing was sent, and the worker goes on. Give it more time, or a worker of its own by "
+        "Isolation(dedicated=True)",
+        worker=who,
+        timeout_s=timeout_s,
+        killed=False,
+    )
+
+
+def deadlocked(who: str) -> WorkerError:
+    """Its turn would never come."""
+    return WorkerError(
+        f"worker {who} is in a call of another thread, whose hook waits for a worker that this thread's call has: both "
+        "would wait for ever, so this call is refused. Have one thread at a time call models whose hooks call each "
+        "other",
+        worker=who,
+    )
+
+
+def unready(label: str, error: BaseException) -> WorkerStartError:
+    """It did not become ready."""
+    tail = getattr(error, "stderr_tail", ())
+    return WorkerStartError(f"worker {label} did not become ready: {error}", worker=label, stderr_tail=tail)
 
 
 def lied(who: str, fault: Exception) -> RemoteProtocolError:

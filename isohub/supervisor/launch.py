@@ -6,12 +6,14 @@
          │  alive pipe ──────────┘                                             │
          └── socket pair, stdout and stderr pipes, status pipe ────────────────┘
 
-The forkserver ends when the alive pipe does, that is with this process however it ends, and the kernel
-kills each worker with the forkserver. So `kill -9` of this process leaves nothing.
+The forkserver ends when the alive pipe does, that is with this process however it ends. It takes along all
+that workers have started (see `orphans`), and the kernel kills each worker with the forkserver. So `kill -9` of
+this process leaves nothing. `kill -9` of the forkserver leaves what workers have started.
 
-`multiprocess` brings the server loop, the passing of descriptors and the exit status. Two things differ
+`multiprocess` brings the server loop, the passing of descriptors and the exit status. Three things differ
 from its stock forkserver: it is started with an environment of its own and without a resource tracker
-process, and a worker is told nothing of `__main__`, so that a script needs no `__main__` guard.
+process, a worker is told nothing of `__main__`, so that a script needs no `__main__` guard, and no process
+that a worker starts outlives it.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from multiprocess.context import reduction
 
 from isohub.errors import WorkerStartError
 from isohub.supervisor import forkserver
+from isohub.supervisor.orphans import adopt_orphans
 
 __all__ = ["ForkServer", "Process"]
 
@@ -54,6 +57,7 @@ class _Program:
     def _bootstrap(self, parent_sentinel: object = None) -> int:  # noqa: ARG002 - multiprocess's signature
         # Bound to the thread that forked us, which is the forkserver's only one.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        adopt_orphans()  # or a helper that the repository starts as a daemon would end at once
         if os.getppid() != self._forkserver_pid:
             return 0  # the forkserver died before the line above
         channel, out, err = mp_forkserver._forkserver._inherited_fds
@@ -279,7 +283,7 @@ class ForkServer:
             alive_r, self._alive_fd = os.pipe()
             try:
                 self._process = subprocess.Popen(
-                    forkserver.command("multiprocess.forkserver", listener.fileno(), alive_r),
+                    forkserver.command("isohub.supervisor.orphans", listener.fileno(), alive_r),
                     env=forkserver.forkserver_environment(),
                     pass_fds=(listener.fileno(), alive_r),
                     stdin=subprocess.DEVNULL,

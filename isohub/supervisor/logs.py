@@ -14,7 +14,8 @@ from isohub.wire.texts import clean
 __all__ = ["Output"]
 
 # A bounded ring: a worker that floods its stderr costs no memory.
-_TAIL_LINES = 50
+# As many as faulthandler writes of one thread, and some before.
+_TAIL_LINES = 150
 _TAIL_LINE_CHARACTERS = 2000
 _READ_BYTES = 64 << 10
 # A read at a time is bounded too, or a flood would keep the reading thread for ever.
@@ -44,11 +45,11 @@ class Output:
         self._rest = ""
         self._ended = False
 
-    def tail(self, count: int) -> tuple[str, ...]:
-        """Return the last lines, oldest first, as they may stand in an error."""
+    def tail(self) -> tuple[str, ...]:
+        """Return the last lines that are kept, oldest first, as they may stand in an error."""
         with self._lock:
             lines = [*self._lines, self._rest] if self._rest else list(self._lines)
-        return tuple(clean(line) for line in lines[-count:])
+        return tuple(map(clean, lines))
 
     def end(self) -> None:
         """Read no more, since the descriptor is going to be closed, and its number may be somebody else's then."""

@@ -163,6 +163,8 @@ class Registry:
                 threads=isolation.threads or torch.get_num_threads(),
                 setup=setup,
                 frozen=isolation.results == "frozen",
+                memory_bytes=isolation.memory_bytes,
+                open_files=isolation.open_files,
             )
             lease = Lease.acquire(checkout)  # before anybody knows of the worker: the checkout may be gone
             try:
@@ -195,5 +197,5 @@ class Registry:
 
 def _settings(isolation: Isolation) -> tuple[object, ...]:
     """Return what makes two workers of one checkout differ. A worker has one deadline for all its calls."""
-    own = isolation.setup, tuple(sorted(isolation.env.items(), key=str)), isolation.threads, isolation.timeout_s
-    return (*own, isolation.results)
+    limits = (isolation.timeout_s, isolation.memory_bytes, isolation.open_files, isolation.results)
+    return (isolation.setup, tuple(sorted(isolation.env.items(), key=str)), isolation.threads, *limits)

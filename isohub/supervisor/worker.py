@@ -6,16 +6,16 @@
                                     │ <── NeedSegment / Granted ──>    │
     caller <── value ── unpack <── check <────── Returned | Raised ────┘
 
-One exchange at a time: threads that call the same worker queue for its lock. Whatever breaks an exchange
+One exchange at a time: threads that call the same worker wait for their turn. Whatever breaks an exchange
 in the middle (death, deadline, nonsense, Ctrl-C) ends the worker, since nobody could say what the next
-bytes on the channel belong to.
+bytes on the channel belong to. A deadline holds for all of it: the wait for the turn, the exchange, and
+what hooks ask of this worker or others meanwhile.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,11 +38,12 @@ from isohub.supervisor.background import Background
 from isohub.supervisor.border import Border
 from isohub.supervisor.callbacks import Callbacks
 from isohub.supervisor.connection import Connection
+from isohub.supervisor.deadlines import Deadline, nearest, until
 from isohub.supervisor.launch import ForkServer
+from isohub.supervisor.post_mortem import STATUS_S, find_cause
 from isohub.supervisor.raised import exception
 from isohub.supervisor.releases import Releases
-from isohub.wire import codec
-from isohub.wire.framing import MAX_MESSAGE_BYTES
+from isohub.supervisor.turns import Turn
 from isohub.wire.lifecycle import Event, State, after
 from isohub.wire.messages import Callback, Payload, Prepare, Raised, Returned, Verb
 
@@ -50,8 +51,6 @@ __all__ = ["Worker"]
 
 # How long a worker that was asked to end may take for the repository's own clean-up.
 CLOSE_GRACE_S = 5.0
-# How long to wait for the exit status of a worker that has hung up; the forkserver reaps it at once.
-_STATUS_S = 2.0
 
 
 class Worker:
@@ -69,12 +68,12 @@ class Worker:
     def __init__(self, label: str, isolation: Isolation, background: Background, services: Services) -> None:
         self.label = label
         self.isolation = isolation
-        self.border = Border(frozen=isolation.results == "frozen")
+        self.border = Border(frozen=isolation.results == "frozen", memory_bytes=isolation.memory_bytes)
         self.calls = 0
         self.started_at = time.time()  # noqa: TID251 - a date to show, not a duration
         self._background = background
         self._services = services
-        self._lock = threading.RLock()
+        self._turn = Turn()
         self._state = State.STARTING
         self._owner_pid = os.getpid()
         self.lease: Lease | None = None  # its checkout stays in the cache as long as it lives
@@ -114,33 +113,40 @@ class Worker:
 
         Raises:
             WorkerStartError: It does not become ready in `isolation.start_timeout_s`, or dies.
+            WorkerTimeoutError: The deadline that the caller set passes first.
             Exception: Whatever the user's `setup` raised.
         """
-        with self._lock:
-            deadline = time.monotonic() + self.isolation.start_timeout_s
+        self._turn.take(None, self.label)  # nobody else asks it anything yet
+        try:
+            held, due = nearest(None), nearest(self.isolation.start_timeout_s)
+            assert due is not None
             try:
-                process = forkserver.launch(f"isohub-worker {self.label}", deadline)
+                process = forkserver.launch(f"isohub-worker {self.label}", due.at)
             except BaseException as error:
                 self._state = after(self._state, Event.DEATH)
-                self._end = self._unready(error)
-                if isinstance(error, WorkerStartError):
-                    raise endings.again(self._end) from error
-                raise
+                self._end = endings.unready(self.label, error)
+                if not isinstance(error, WorkerStartError):
+                    raise
+                if due is held and not due.left_s:
+                    raise endings.waited(self.label, due.seconds) from error
+                raise endings.again(self._end) from error
             self.pid = process.pid
             self._connection = connection = Connection(process, self._background, self._services)
             try:
-                with self._guarded(self.isolation.start_timeout_s):
-                    connection.greet(deadline)
-                    connection.tell(prepare, deadline)
-                    answer = connection.answer(self.border, deadline)
+                with self._guarded(due):
+                    answer = connection.prepare(prepare, self.border, due.at)
             except (BrokenWorkerError, WorkerTimeoutError) as error:
-                raise self._unready(error) from error
+                if due is held and isinstance(error, WorkerTimeoutError):
+                    raise
+                raise endings.unready(self.label, error) from error
             connection.drain()
             if isinstance(answer, Raised):
                 reason = exception(answer, self._services.refused(answer.refusal))
                 self._finish(Event.DEATH, WorkerStartError(f"worker {self.label}: its setup failed"))
                 raise reason
             self._state = after(self._state, Event.PREPARED)
+        finally:
+            self._turn.give()
 
     def request(
         self,
@@ -163,7 +169,9 @@ class Worker:
         Raises:
             LocalProtocolError: An argument cannot cross; nothing was sent.
             BrokenWorkerError: The worker is dead, or dies meanwhile.
-            WorkerTimeoutError: `isolation.timeout_s` passed; the worker was killed.
+            WorkerTimeoutError: `isolation.timeout_s` passed, or the deadline that the caller set. The worker was
+                killed, unless other threads had it all the time.
+            WorkerError: It is in a call that waits for one of this thread's.
             WorkerClosedError: The worker was closed.
             ForeignProcessError: This process is a fork of the one that has the worker.
             RemoteProtocolError: The worker sent nonsense, and was killed.
@@ -171,16 +179,18 @@ class Worker:
         """
         if os.getpid() != self._owner_pid:
             self.check()  # before the lock, which another thread may have held when this process was forked
-        with self._lock:
+        due = nearest(self.isolation.timeout_s)
+        self._turn.take(due, self._who)
+        try:
             self.check()
             if self._state not in (State.IDLE, State.SERVING):
                 raise endings.reentered(self._who)
+            if due is not None and not due.left_s:
+                raise endings.waited(self._who, due.seconds)
             answered = Event.ANSWER if self._state is State.IDLE else Event.ANSWER_WITHIN
-            connection = self._connected()
-            timeout_s = self.isolation.timeout_s
-            deadline = None if timeout_s is None else time.monotonic() + timeout_s
+            connection, deadline = self._connected(), None if due is None else due.at
             message, descriptors = self._say(verb, self.border.pack(args, kwargs or {}), fields)
-            with self._guarded(timeout_s):
+            with self._guarded(due):
                 self._state = after(self._state, Event.REQUEST)
                 connection.mute(muted)
                 connection.send(message, descriptors, deadline)
@@ -202,6 +212,8 @@ class Worker:
                     self.release_soon()  # it was not free for those that died meanwhile
             else:
                 thrown = self._callbacks.find(answer)
+        finally:
+            self._turn.give()
         if thrown:
             raise thrown.pop()  # from the list: else this frame and the exception would keep each other
         if isinstance(answer, Raised):
@@ -225,13 +237,13 @@ class Worker:
 
     def reap(self) -> None:
         """Notice that an idle worker has ended by itself, so that `alive` says so."""
-        if not self._lock.acquire(blocking=False):
-            return  # whoever has the lock will notice
+        if not self._turn.try_take():
+            return  # whoever has the turn will notice
         try:
             if self._state is State.IDLE and self._connected().process.ended:
                 self._finish(Event.DEATH, None)
         finally:
-            self._lock.release()
+            self._turn.give()
 
     def release_soon(self) -> None:
         """Tell the worker of handles that died here, unless a request is just going to."""
@@ -239,24 +251,24 @@ class Worker:
 
     def release_now(self) -> None:
         """Tell the worker of handles that died here, if nobody is asking it anything: that takes them along."""
-        if self._lock.acquire(blocking=False):
+        if self._turn.try_take():
             try:
                 if self._state is State.IDLE and self._end is None and os.getpid() == self._owner_pid:
                     with contextlib.suppress(IsohubError):
                         self.request("release")
             finally:
-                self._lock.release()
+                self._turn.give()
 
     def begin_close(self) -> None:
         """Ask an idle worker to end, and do not wait for it; `close` does."""
-        if self._end is not None or not self._lock.acquire(blocking=False):
+        if self._end is not None or not self._turn.try_take():
             return
         try:
             if self._state is State.IDLE:
                 self._end = endings.closed(self._who)
                 self._connected().ask_to_end(time.monotonic() + CLOSE_GRACE_S)
         finally:
-            self._lock.release()
+            self._turn.give()
 
     def close(self, timeout_s: float = CLOSE_GRACE_S) -> None:
         """End the worker: ask first, and kill it if it takes longer than `timeout_s`. May be called again.
@@ -270,10 +282,12 @@ class Worker:
             return
         deadline = time.monotonic() + timeout_s
         reason = endings.closed(self._who)
-        if not self._lock.acquire(timeout=timeout_s):
+        if not self._turn.try_until(Deadline(deadline, timeout_s)):
             self._end = self._end or reason
             self.kill()
-            self._lock.acquire()
+            # Whoever is in a call finds it dead. If that one is in a hook of the user's, it finds it later.
+            if not self._turn.try_until(Deadline(time.monotonic() + STATUS_S, STATUS_S)):
+                return
         try:
             if self._state in (State.CLOSED, State.BROKEN):
                 return  # by another thread, while this one waited for the lock
@@ -282,13 +296,16 @@ class Worker:
                 self._connected().process.exit_status(max(deadline - time.monotonic(), 0.0))
             self._finish(Event.CLOSE, reason)
         finally:
-            self._lock.release()
+            self._turn.give()
         self._releases.join()
 
     def refuse(self, fault: RemoteProtocolError) -> IsohubError:
         """End the worker, whose answer turned out to make no sense in what it says, and return the error to raise."""
-        with self._lock:
+        self._turn.take(None, self._who)
+        try:
             return self._finish(Event.DEATH, endings.lied(self._who, fault))
+        finally:
+            self._turn.give()
 
     def kill(self) -> None:
         """End the process at once, whatever it is doing. A request that waits for it fails."""
@@ -316,44 +333,31 @@ class Worker:
         if self.lease is not None:
             self.lease.close()
 
-    def _unready(self, error: BaseException) -> WorkerStartError:
-        tail = getattr(error, "stderr_tail", ())
-        return WorkerStartError(
-            f"worker {self.label} did not become ready: {error}", worker=self.label, stderr_tail=tail
-        )
-
     def _connected(self) -> Connection:
         assert self._connection is not None, "a worker that was started has one"
         return self._connection
 
     def _say(self, verb: Verb, payload: Payload, fields: dict[str, Any]) -> tuple[bytes, list[int]]:
         """Return a request as bytes, and the descriptors that go with it."""
-        request = self.border.request(verb, payload, self._generator.current(), fields)
         try:
-            message = codec.encode(request)
-            if len(message) > MAX_MESSAGE_BYTES:
-                raise LocalProtocolError(
-                    f"arguments of {len(message)} bytes are over the limit of {MAX_MESSAGE_BYTES} for one message: "
-                    "pass large data as tensors, arrays or bytes, which go through shared memory"
-                )
+            return self.border.say(verb, payload, self._generator.current(), fields)
         except BaseException:
-            self.border.unsend(request)
             self._generator.unsend()
             raise
-        return message, self.border.descriptors()
 
     @contextmanager
-    def _guarded(self, timeout_s: float | None) -> Iterator[None]:
+    def _guarded(self, due: Deadline | None) -> Iterator[None]:
         """Turn every way in which an exchange can break into the end of the worker and its error."""
         try:
-            yield
+            if due is None:
+                yield
+            else:
+                with until(due):  # for what hooks ask of workers meanwhile
+                    yield
         except PeerGoneError:
             raise self._finish(Event.DEATH, None) from None
         except DeadlineError:
-            assert timeout_s is not None, "without a time-out there is no deadline"
-            self.kill()
-            tail = self._connected().tail()
-            raise self._finish(Event.DEATH, endings.overdue(self._who, timeout_s, tail)) from None
+            raise self._finish(Event.DEATH, None, due) from None
         except RemoteProtocolError as fault:
             raise self._finish(Event.DEATH, endings.lied(self._who, fault)) from fault
         except BaseException as interruption:
@@ -361,24 +365,21 @@ class Worker:
             self._finish(Event.DEATH, endings.interrupted(self._who, interruption))
             raise
 
-    def _finish(self, event: Event, error: IsohubError | None) -> IsohubError:
-        """End everything of the worker, and return why; without an `error`, it died by itself."""
-        self._callbacks.forget()
+    def _finish(self, event: Event, error: IsohubError | None, overdue: Deadline | None = None) -> IsohubError:
+        """End everything of the worker, and return why.
+
+        Args:
+            event: What happened to it.
+            error: Why it is ended. None if it died by itself, or is overdue.
+            overdue: The deadline that it missed.
+        """
         if self._end is not None and self._state in (State.CLOSED, State.BROKEN):
             return endings.again(self._end)  # a request that was asked to make the answer has dealt with it
         connection = self._connected()
         self._state = after(self._state, event)
         self._end = self._end or error
         try:
-            if error is not None:
-                connection.process.kill()
-            status = connection.process.exit_status(_STATUS_S)
-            if self._end is None and status is None and not connection.process.ended:
-                # It closed its end of the channel and lives on; nobody can talk to it any more.
-                self._end = endings.hung_up(self._who, connection.tail())
-            if self._end is None:
-                self._end = endings.broken(self._who, status, connection.tail())
-            connection.drain()
+            self._end = find_cause(self._who, connection, self.isolation, self._end, overdue)
         finally:
             # Also when a second Ctrl-C comes while the first is being dealt with.
             if self._end is None:
@@ -386,6 +387,7 @@ class Worker:
             connection.process.kill()
             connection.close()
             self.border.close()
+            self._callbacks.forget()
             self._services.close()
             if self.lease is not None:
                 self.lease.close()

@@ -164,6 +164,8 @@ class Prepare(Struct, tag=True, frozen=True, kw_only=True):
         threads: Number of threads of torch.
         frozen: Whether large tensors of results go into segments that the parent seals against writing.
         setup: A function to run first, pickled by cloudpickle; None for none.
+        memory_bytes: Memory that it may take for itself; None for no limit.
+        open_files: Descriptors that it may have; None for no limit but the system's.
     """
 
     root: str
@@ -177,6 +179,8 @@ class Prepare(Struct, tag=True, frozen=True, kw_only=True):
     threads: int
     setup: bytes | None
     frozen: bool = False
+    memory_bytes: int | None = None
+    open_files: int | None = None
 
 
 class Request(Struct, tag=True, frozen=True, kw_only=True, omit_defaults=True):

@@ -10,7 +10,12 @@ from typing import Literal
 
 from isohub.wire.structs import Struct
 
-__all__ = ["Items", "Pairs", "Record", "Ref", "Scalar", "TensorAt", "Value"]
+__all__ = ["MAX_HANDLES", "Items", "Pairs", "Record", "Ref", "Scalar", "TensorAt", "Value"]
+
+
+# Objects, module trees and graphs of one worker that the parent may hold at a time. Each costs the parent about a
+# kilobyte, and one message could name a million.
+MAX_HANDLES = 1 << 16
 
 
 class Items(Struct, array_like=True, tag="i", frozen=True, gc=False):

@@ -14,6 +14,9 @@ from __future__ import annotations
 import atexit
 import contextlib
 import faulthandler
+import functools
+import os
+import signal
 import socket
 import sys
 import traceback
@@ -31,7 +34,13 @@ def main(fd: int) -> int:
     # A crash in native code leaves a traceback on stderr, which the parent's error then shows.
     with contextlib.suppress(Exception):
         faulthandler.enable()
+    _tell_place(on=True)
     channel = Channel(socket.socket(fileno=fd), accept_descriptors=True)
+    # A fork that the repository makes must neither talk to the parent nor keep the channel open after us.
+    os.register_at_fork(after_in_child=channel.close)
+    os.register_at_fork(
+        before=functools.partial(_tell_place, on=False), after_in_parent=functools.partial(_tell_place, on=True)
+    )
     try:
         serve(channel)
     except PeerGoneError:
@@ -46,6 +55,21 @@ def main(fd: int) -> int:
         with contextlib.suppress(Exception):
             stream.flush()
     return 0
+
+
+def _tell_place(on: bool) -> None:
+    """Have this process say where it is when it gets SIGTERM, by which the parent ends a worker that is overdue.
+
+    A fork that the repository makes does not: `Process.terminate` of `multiprocessing` sends the same signal. A
+    handler of the repository's own stays.
+    """
+    with contextlib.suppress(Exception):
+        if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+            return
+        if on:
+            faulthandler.register(signal.SIGTERM, all_threads=False, chain=True)  # in native code too
+        else:
+            faulthandler.unregister(signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from isohub.errors import LocalProtocolError
+from isohub.wire.values import MAX_HANDLES
 from isohub.worker.records import Records
 from isohub.worker.trees import Trees
 
@@ -40,6 +42,10 @@ class Objects:
 
     An object has one handle as long as it has one at all, so that `is` in the worker is `is` in the
     parent. Each time a handle is sent it counts; the parent says how many of those it is done with.
+
+    Attributes:
+        trees: The module trees among them.
+        records: Classes of the records that were sent.
     """
 
     def __init__(self) -> None:
@@ -59,9 +65,18 @@ class Objects:
         return len(self._by_handle)
 
     def export(self, value: object) -> int:
-        """Return the handle of `value` and count it as sent once more."""
+        """Return the handle of `value` and count it as sent once more.
+
+        Raises:
+            LocalProtocolError: There are too many.
+        """
         handle = self._by_id.get(id(value))
         if handle is None:
+            if len(self._by_handle) >= MAX_HANDLES:
+                raise LocalProtocolError(
+                    f"more than {MAX_HANDLES} objects of this worker would have to be held: let go of some, or take "
+                    "the data out of them in the worker, by isohub.run_in"
+                )
             handle = self._next
             self._next += 1
             self._by_handle[handle] = value

@@ -11,7 +11,7 @@ import time
 import torch
 
 from isohub.wire.messages import Prepare
-from isohub.worker import bytecode
+from isohub.worker import bytecode, limits
 from isohub.worker.hubconf import Hubconf
 
 __all__ = ["prepare"]
@@ -37,6 +37,7 @@ def prepare(message: Prepare) -> Hubconf:
     torch.set_num_threads(message.threads)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    limits.hold(message.memory_bytes, message.open_files, message.threads)
     if message.setup is not None:
         pickle.loads(message.setup)()
     return Hubconf(message.root)

@@ -10,6 +10,7 @@ from urllib.error import URLError
 
 from isohub import errors
 from isohub.wire.messages import Cause, Refused
+from isohub.worker import limits
 from isohub.worker.callbacks import ThrownError
 
 __all__ = ["cause", "notes", "refusal", "refused", "traceback_text"]
@@ -73,7 +74,7 @@ def refusal(error: BaseException) -> int:
 
 
 def notes(error: BaseException) -> list[str]:
-    """Return notes for the user: those on the exception, and what isolation changes."""
+    """Return notes for the user: those on the exception, what isolation changes, and which limit was met."""
     found = [note for note in getattr(error, "__notes__", []) if isinstance(note, str)]
     name = error.filename if isinstance(error, FileNotFoundError) else None
     if isinstance(name, str) and not Path(name).is_absolute():
@@ -81,7 +82,7 @@ def notes(error: BaseException) -> list[str]:
             f"{name!r} is relative, and the worker runs in a folder of its own: pass an absolute path, or a "
             "pathlib.Path, which isohub makes absolute."
         )
-    return [_cut(note) for note in found]
+    return [_cut(note) for note in [*found, *limits.notes(error)]]
 
 
 def _text(error: BaseException) -> str:

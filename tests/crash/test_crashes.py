@@ -164,6 +164,7 @@ def case(repo: Path, tmp_path: Path, forkserver: int) -> Iterator[Case]:
 
     yield case
 
+    case.timeout_s = 60.0
     assert torch.equal(expected, bystander(X))
     again = case.load()
     assert again(X).tolist() == PRODUCT

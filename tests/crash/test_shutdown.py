@@ -176,6 +176,56 @@ def test_end_while_a_thread_is_in_a_call(start: Start):
     assert time.monotonic() - begun < 12
 
 
+def test_end_while_many_calls_are_under_way(start: Start):
+    """Calls of two workers, waits for a turn, a hook's call and awaited calls do not hold the end up either."""
+    program = start("""
+        import asyncio
+
+        slow = isohub.load(REPO, "net", isolate=isohub.Isolation(dedicated=True))
+        slow.register_forward_hook(lambda *_: call(other))
+        keep_busy(other)
+        threads = [threading.Thread(target=call, args=(one,), daemon=True) for one in (model, other) * 3]
+        threads += [threading.Thread(target=lambda: slow(X), daemon=True)]
+
+        async def wait():
+            await asyncio.wait_for(asyncio.gather(*[isohub.acall(call, one) for one in (model, other)]), 0.1)
+
+        for thread in threads:
+            thread.start()
+        try:
+            asyncio.run(wait())
+        except asyncio.TimeoutError:
+            tell({"pids": pids()})
+    """)
+    program.told()
+    begun = time.monotonic()
+
+    assert program.end() == (0, "", "")
+    assert program.left(within_s=0.5) == []
+    assert time.monotonic() - begun < 12
+
+
+def test_killed_program_leaves_no_daemon(start: Start):
+    """`kill -9` of a program ends what its workers have started, also in a session of its own."""
+    program = start("""
+        def daemon(_):
+            import os, subprocess
+            read, write = os.pipe()
+            subprocess.run(["/bin/sh", "-c", "setsid sleep 1000 > /dev/null & echo $!"], stdout=write)
+            os.close(write)
+            return int(open(read).read())
+
+        tell({"pids": [*pids(), isohub.run_in(model, daemon), isohub.run_in(other, daemon)]})
+        sys.stdin.readline()
+    """)
+    assert len(program.told()["pids"]) == 5
+
+    program.send(signal.SIGKILL)
+
+    assert program.end()[0] == -signal.SIGKILL
+    assert program.left(within_s=5) == []
+
+
 def test_interrupt_in_a_call(start: Start):
     """Ctrl-C during a call is a KeyboardInterrupt, and the next load gets a new worker."""
     program = start("""
@@ -216,7 +266,8 @@ def test_fork_cannot_use_the_model(start: Start):
             tell([again(X).tolist(), model.weight.tolist(), isohub.workers()[0].pid == again.isohub.pid])
             sys.exit(0)
         status = os.waitpid(child, 0)[1]
-        tell([status, model(X).tolist(), [worker.state for worker in isohub.workers()]])
+        with torch.no_grad():  # a graph would be released just when the state is looked at
+            tell([status, model(X).tolist(), [worker.state for worker in isohub.workers()]])
         os._exit(0)
     """)
 

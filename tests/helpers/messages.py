@@ -88,7 +88,7 @@ FROM_PARENT: dict[str, FromParent] = {
     "prepare": Prepare(
         root="/srv/répo", label="owner/name:v1@1a2b3c4", sys_path=["/srv/répo"], cwd="/tmp/work",
         argv=["/srv/répo/hubconf.py"], environ={"PATH": "/usr/bin", "HOME": "/home/é"}, hub_dir="/srv/hub",
-        pycache=None, threads=2, setup=b"\x80\x05N.", frozen=True,
+        pycache=None, threads=2, setup=b"\x80\x05N.", frozen=True, memory_bytes=1 << 32, open_files=64,
     ),
     "request": Request(
         verb="build", handle=3, path="encoder.0", name="resnet18", returns="state_dict",

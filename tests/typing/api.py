@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,11 @@ except isohub.errors.BrokenWorkerError as error:
     assert_type(error.exit_code, "int | None")
     assert_type(error.stderr_tail, tuple[str, ...])
 
+with isohub.deadline(3):
+    call = assert_type(isohub.acall(model, 1, x=2), Coroutine[Any, Any, Any])
+
+isohub.deadline("3")  # type: ignore[arg-type]
+refused = isohub.acall(3)  # type: ignore[arg-type]
 isohub.run_in(model, "no function")  # type: ignore[arg-type]
 isohub.load(3, "entry")  # type: ignore[arg-type]
 isohub.Isolation("positional")  # type: ignore[call-arg, arg-type]

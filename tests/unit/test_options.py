@@ -23,6 +23,8 @@ def test_defaults_change_nothing():
         "start_timeout_s": DEFAULT_START_TIMEOUT_S,
         "dedicated": False,
         "results": "shared",
+        "memory_bytes": None,
+        "open_files": None,
     }
 
 
@@ -37,6 +39,8 @@ def test_defaults_change_nothing():
         {"start_timeout_s": 0.5},
         {"dedicated": True},
         {"results": "frozen"},
+        {"memory_bytes": 64 << 20},
+        {"open_files": 32},
     ],
     ids=str,
 )
@@ -59,6 +63,8 @@ def test_good_setting_is_kept(settings: dict[str, Any]):
         ({"timeout_s": "3"}, r"timeout_s=\.\.\.\) takes a number of seconds, not '3'"),
         ({"timeout_s": True}, r"timeout_s=\.\.\.\) takes a number of seconds, not True"),
         ({"start_timeout_s": None}, r"start_timeout_s=\.\.\.\) takes a number of seconds, not None"),
+        ({"memory_bytes": 1e9}, r"memory_bytes=\.\.\.\) takes an int or None, not 1000000000\.0"),
+        ({"open_files": True}, r"open_files=\.\.\.\) takes an int or None, not True"),
         ({"dedicated": 1}, r"dedicated=\.\.\.\) takes True or False, not 1"),
     ],
     ids=str,
@@ -85,6 +91,9 @@ def test_wrong_type_is_refused_when_made(settings: dict[str, Any], message: str)
         {"start_timeout_s": 0},
         {"results": "copied"},
         {"results": True},
+        {"memory_bytes": (64 << 20) - 1},
+        {"memory_bytes": 1 << 62},
+        {"open_files": 31},
     ],
     ids=str,
 )

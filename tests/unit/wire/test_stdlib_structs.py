@@ -135,8 +135,8 @@ class PlainPeer:
 
     def ask(self, verb: Verb, *args: object, handle: int = 0, name: str = "") -> object:
         payload = self.border.pack(args, {})
-        request = self.border.request(verb, payload, TorchState(), {"handle": handle, "name": name})
-        self.send(request, self.border.descriptors())
+        said = self.border.say(verb, payload, TorchState(), {"handle": handle, "name": name})
+        self.channel.send(*said, time.monotonic() + 60)
         self.border.sent()
         return self.answer()
 

@@ -1,0 +1,110 @@
+"""The program that a forkserver runs: `multiprocess`'s loop, and an end for what workers leave behind.
+
+::
+
+    forkserver ──fork──> worker ──> its child ──> setsid, and a child of that ──> ...
+        │                  X                                │
+        └── SIGKILL <── children of a dead worker's become the forkserver's
+
+A worker may have started processes of its own, in sessions of their own. Those whose parent has ended become
+children of the next process above that asks for them (PR_SET_CHILD_SUBREAPER), by which no process can escape:
+of the worker's while it lives, and then of the forkserver's. It forks nothing but workers, so any other child
+that it finds is an orphan.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import time
+import warnings
+from pathlib import Path
+
+from multiprocess import forkserver
+
+__all__ = ["adopt_orphans", "main"]
+
+_PR_SET_CHILD_SUBREAPER = 36
+# One round takes a millisecond; there is another for each generation. Nobody gets a worker meanwhile.
+_ENDING_S = 1.0
+_ENDING_ALL_S = 3.0
+
+
+def main(listener_fd: int, alive_fd: int, preload: list[str]) -> None:
+    """Serve until the other end of `alive_fd` is closed, then end everything that came from here."""
+    adopt_orphans()
+    warnings.filterwarnings("ignore", "forkserver: waitpid returned unexpected pid")
+    workers = _Workers()
+    # What it writes to a worker's status pipe says when there is one more and when there is one less.
+    forkserver.write_signed = workers.tell
+    try:
+        forkserver.main(listener_fd, alive_fd, preload)
+    finally:
+        workers.end()
+
+
+def adopt_orphans() -> None:
+    """Have the orphans among this process's descendants become its children."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+class _Workers:
+    """The workers there are, by the descriptor of their status pipe."""
+
+    def __init__(self) -> None:
+        self._pids: dict[int, int] = {}
+        self._write = forkserver.write_signed
+
+    def tell(self, fd: int, number: int) -> None:
+        """Write a worker's pid, and the next time its exit status, once its descendants have ended."""
+        if fd in self._pids:
+            del self._pids[fd]
+            self._end_orphans(_ENDING_S)
+        else:
+            self._pids[fd] = number
+        self._write(fd, number)
+
+    def end(self) -> None:
+        """Kill all workers and their descendants."""
+        self._pids.clear()
+        self._end_orphans(_ENDING_ALL_S)
+
+    def _end_orphans(self, within_s: float) -> None:
+        deadline = time.monotonic() + within_s
+        # Those that a killed one leaves behind are found in the next round.
+        while (orphans := _children() - set(self._pids.values())) and time.monotonic() < deadline:
+            for pid in orphans:
+                with contextlib.suppress(PermissionError):  # a program that runs as somebody else
+                    os.kill(pid, signal.SIGKILL)
+            for pid in orphans:
+                _reap(pid, deadline)
+
+
+def _reap(pid: int, deadline: float) -> None:
+    pidfd = os.pidfd_open(pid)
+    try:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        poll.poll(max(deadline - time.monotonic(), 0.0) * 1e3)
+        os.waitpid(pid, os.WNOHANG)
+    finally:
+        os.close(pidfd)
+
+
+def _children() -> set[int]:
+    this = os.getpid()
+    try:
+        return {int(pid) for pid in Path(f"/proc/self/task/{this}/children").read_text().split()}
+    except FileNotFoundError:  # a kernel without CONFIG_PROC_CHILDREN
+        return {int(place.name) for place in Path("/proc").glob("[0-9]*") if _parent_of(place) == this}
+
+
+def _parent_of(process: Path) -> int:
+    try:
+        # After the name, which is in brackets and may hold anything: the state, and the parent.
+        return int((process / "stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:  # it has just ended
+        return 0
