@@ -109,6 +109,9 @@ class Proxies(Protocol):
     def released(self) -> list[tuple[int, int]]:
         """Return the handles that nobody holds any more, and how often each had been received."""
 
+    def held(self) -> int:
+        """Return how many of the worker's objects are held here."""
+
     def put_back(self, released: list[tuple[int, int]]) -> None:
         """Return these by the next `released` again: they could not be told."""
 
@@ -129,6 +132,11 @@ class Border:
         self._pending: list[tuple[int, int, int]] = []  # (number, nbytes, fd) that the worker lacks
         self._total_bytes = 0
         self._limit_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+    @property
+    def handles(self) -> int:
+        """How many of the worker's objects are held here."""
+        return self.proxies.held() if hasattr(self, "proxies") else 0
 
     def pack(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payload:
         """Say the arguments of a request.

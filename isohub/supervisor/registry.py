@@ -166,7 +166,7 @@ class Registry:
             lease = Lease.acquire(checkout)  # before anybody knows of the worker: the checkout may be gone
             try:
                 worker = Worker(label, isolation, self._background, Services(str(checkout.repo)))
-                worker.lease = lease
+                worker.lease, worker.checkout = lease, checkout
                 worker.border.proxies = self._make_proxies(worker, checkout)
                 with self._lock:
                     self._workers.append(worker)

@@ -29,6 +29,7 @@ from isohub.errors import (
     WorkerStartError,
     WorkerTimeoutError,
 )
+from isohub.hub.checkout import Checkout
 from isohub.hub.leases import Lease
 from isohub.hub.services import Services
 from isohub.options import Isolation
@@ -41,18 +42,11 @@ from isohub.supervisor.connection import Connection
 from isohub.supervisor.launch import ForkServer
 from isohub.supervisor.raised import exception
 from isohub.supervisor.releases import Releases
+from isohub.supervisor.status import WorkerStatus, status_of
 from isohub.wire import codec
 from isohub.wire.framing import MAX_MESSAGE_BYTES
 from isohub.wire.lifecycle import Event, State, after
-from isohub.wire.messages import (
-    Callback,
-    Payload,
-    Prepare,
-    Raised,
-    Request,
-    Returned,
-    Verb,
-)
+from isohub.wire.messages import Callback, Payload, Prepare, Raised, Request, Returned, Verb
 
 __all__ = ["Worker"]
 
@@ -80,6 +74,8 @@ class Worker:
         self.border = Border()
         self.calls = 0
         self.started_at = time.time()  # noqa: TID251 - a date to show, not a duration
+        self.last_call_at: float | None = None
+        self.checkout: Checkout | None = None
         self._background = background
         self._services = services
         self._lock = threading.RLock()
@@ -116,6 +112,10 @@ class Worker:
     def weights_nbytes(self) -> int:
         """Bytes of weights in shared memory."""
         return self.border.residents.nbytes
+
+    def status(self) -> WorkerStatus:
+        """Return what it is, does and takes at this moment."""
+        return status_of(self)
 
     def start(self, forkserver: ForkServer, prepare: Prepare) -> None:
         """Launch the process and prepare it.
@@ -200,7 +200,8 @@ class Worker:
                 # Afterwards: the worker may have let go of what it sends, such as a state dict.
                 self.border.settle(answer.freed, answer.dropped)
             refused = self._services.refused(answer.refusal if isinstance(answer, Raised) else 0)
-            self.calls += 1
+            if verb != "release":  # that is nobody's call
+                self.calls, self.last_call_at = self.calls + 1, time.time()  # noqa: TID251 - a date as well
             connection.drain()
             connection.mute(False)
             if answered is Event.ANSWER:

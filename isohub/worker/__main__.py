@@ -20,6 +20,7 @@ import traceback
 
 from isohub.shm.channel import Channel, PeerGoneError
 from isohub.worker.serve import serve
+from isohub.worker.title import WORKER, name_process
 
 __all__ = ["main"]
 
@@ -31,6 +32,7 @@ def main(fd: int) -> int:
     # A crash in native code leaves a traceback on stderr, which the parent's error then shows.
     with contextlib.suppress(Exception):
         faulthandler.enable()
+    name_process(WORKER)
     channel = Channel(socket.socket(fileno=fd), accept_descriptors=True)
     try:
         serve(channel)

@@ -11,8 +11,10 @@ import gc
 import torch
 
 import isohub.worker.__main__  # noqa: F401 - so that a fork finds it ready
+from isohub.worker.title import FORKSERVER, name_process
 
 torch.set_num_threads(1)
+name_process(FORKSERVER)
 # What is alive now stays alive: out of the collector's sight, its pages stay shared with the children.
 gc.collect()
 gc.freeze()
