@@ -39,7 +39,8 @@ def main(fd: int) -> int:
     except PeerGoneError:
         pass  # the parent ended, or closed us without a word
     except Exception:  # noqa: BLE001 - whatever it is, the parent learns it from stderr and the code
-        traceback.print_exc()
+        with contextlib.suppress(Exception):  # the repository may have closed it
+            traceback.print_exc()
         return EX_SOFTWARE
     # A forked child skips these otherwise; the repository may have registered a clean-up.
     with contextlib.suppress(Exception):
