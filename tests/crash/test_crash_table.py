@@ -210,7 +210,7 @@ def test_crash(repo: Path, tmp_path: Path, where: str, how: str, outcome: str):
     again = case.load(timeout_s=60.0)
     assert (again(X).tolist(), again.status) == (PRODUCT, "well")
     assert torch.equal(expected, bystander(X))
-    case.model = bystander = again = None  # a failure would keep them, and be told as a leak as well
+    case.model = bystander = again = expected = None  # a failure would keep them, and be told as a leak as well
     assert left == []
 
 

@@ -24,6 +24,7 @@ import torch
 
 import isohub
 from tests.helpers.killed_program import EVENTS, HUBCONF
+from tests.helpers.programs import processes_with
 from tests.helpers.repos import make_repo, url
 
 ROOT = Path(__file__).parents[2]
@@ -43,8 +44,9 @@ class Victim:
     def __init__(self, repo: str, home: Path) -> None:
         self.temporary = home / "tmp"
         self.temporary.mkdir(exist_ok=True)
-        self._pidfds: dict[int, int] = {}
+        self.pids: dict[int, int] = {}
         self._rest = b""
+        self.segments: set[str] = set()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.helpers.killed_program", repo],
             cwd=ROOT,
@@ -75,33 +77,32 @@ class Victim:
 
     def _watch(self, pids: Iterator[int]) -> None:
         for pid in pids:
-            if pid not in self._pidfds:
+            if pid not in self.pids:
                 with contextlib.suppress(ProcessLookupError):
-                    self._pidfds[pid] = os.pidfd_open(pid)
+                    self.pids[pid] = os.pidfd_open(pid)
 
     def kill(self) -> None:
-        """Kill it, and then take in what it had told until then."""
+        """Kill it, having noted its processes and its shared memory."""
         self._watch(iter(_descendants(self.process.pid)))
+        self.segments = set().union(*map(segments_of, [self.process.pid, *self.pids]))
         self.process.kill()
         self.process.wait()
 
     def left(self) -> list[int]:
         """Return which of its processes are there after a time that is plenty."""
         deadline = time.monotonic() + DEADLINE_S
-        waits = (
-            (pid, select.select([fd], [], [], max(deadline - time.monotonic(), 0.0))[0]) for pid, fd in self._pids()
-        )
-        return [pid for pid, ended in waits if not ended]
-
-    def _pids(self) -> list[tuple[int, int]]:
-        return list(self._pidfds.items())
+        found = []
+        for pid, fd in self.pids.items():
+            if not select.select([fd], [], [], max(deadline - time.monotonic(), 0.0))[0]:
+                found.append(pid)
+        return found
 
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
         assert self.process.stdout is not None
         self.process.stdout.close()
-        for fd in self._pidfds.values():
+        for fd in self.pids.values():
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(fd, signal.SIGKILL)
             os.close(fd)
@@ -116,13 +117,12 @@ def _descendants(pid: int) -> list[int]:
     return found
 
 
-def memory_of_ours() -> list[str]:
-    """Return the shared memory of isohub's that any process of this machine has open or mapped, by whom."""
-    found = []
-    for place in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            found += [place.name] * (place / "maps").read_text().count("memfd:isohub")
-    return found
+def segments_of(pid: int) -> set[str]:
+    """Return isohub's shared memory that a process has mapped, each piece by its number in the kernel."""
+    with contextlib.suppress(OSError):
+        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+        return {line.split()[4] for line in lines if "memfd:isohub" in line}
+    return set()
 
 
 def locked(folder: Path) -> list[str]:
@@ -138,16 +138,16 @@ def locked(folder: Path) -> list[str]:
     return found
 
 
-def test_killed_at_any_moment(tmp_path: Path, forkserver: int, monkeypatch: pytest.MonkeyPatch, record_property):
+def test_killed_at_any_moment(tmp_path: Path, forkserver: int, monkeypatch: pytest.MonkeyPatch):
     """Wherever a program is killed, no process, memory, lock or file of it stays, and the cache is whole."""
     repo = url(make_repo(tmp_path / "owner" / "nets", {"v1": {"hubconf.py": HUBCONF}}), "v1")
     home = tmp_path / "home"
     home.mkdir()
-    shared_before, memory_before = set(Path("/dev/shm").iterdir()), len(memory_of_ours())
+    shared_before = set(Path("/dev/shm").iterdir())
     draw = random.Random(SEED)
     took_s: dict[str, float] = {}
     moments: list[str] = []
-    processes = 0
+    processes = segments = 0
 
     for number in range(KILLS):
         # Each event in turn, so that a small run has them all.
@@ -165,12 +165,15 @@ def test_killed_at_any_moment(tmp_path: Path, forkserver: int, monkeypatch: pyte
             victim.next_event(part * took_s.get(until, FIRST_GUESS_S))
             victim.kill()
             moments.append(f"{until}+{part:.2f}")
-            processes += len(victim._pids())
+            processes += len(victim.pids)
 
             assert victim.left() == [], moments[-1]
         finally:
             victim.close()
-        assert len(memory_of_ours()) == memory_before, moments[-1]
+        assert processes_with(f"TMPDIR={victim.temporary}") == [], moments[-1]
+        everybody = [int(place.name) for place in Path("/proc").glob("[0-9]*")]
+        assert victim.segments.isdisjoint(set().union(*map(segments_of, everybody))), moments[-1]
+        segments += len(victim.segments)
         assert set(Path("/dev/shm").iterdir()) == shared_before, moments[-1]
         assert locked(home) == [], moments[-1]
         assert list(victim.temporary.iterdir()) == [], moments[-1]
@@ -184,5 +187,4 @@ def test_killed_at_any_moment(tmp_path: Path, forkserver: int, monkeypatch: pyte
     inventory = Inventory()
     assert [str(one.commit) for one in inventory.checkouts()] == [model.isohub.commit]
     assert list(inventory.verify(inventory.items())) == []
-    record_property("kills", KILLS)
-    print(f"{KILLS} kills at {len(set(moments))} moments, {processes} processes of theirs, none left")
+    print(f"{KILLS} kills: {processes} processes and {segments} segments of theirs, none left")
