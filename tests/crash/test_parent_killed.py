@@ -165,6 +165,7 @@ def test_killed_at_any_moment(tmp_path: Path, forkserver: int, monkeypatch: pyte
             victim.next_event(part * took_s.get(until, FIRST_GUESS_S))
             victim.kill()
             moments.append(f"{until}+{part:.2f}")
+            print(number + 1, moments[-1], len(victim.pids), len(victim.segments), flush=True)  # -s shows how far it is
             processes += len(victim.pids)
 
             assert victim.left() == [], moments[-1]
