@@ -51,12 +51,12 @@ class Frames:
         self._tell("<", message, nbytes, 0)
 
     def _tell(self, direction: str, message: Struct, nbytes: int, descriptors: int) -> None:
-        text = shown(message)
-        if len(text) > _MOST_LINE_CHARACTERS:
-            text = f"{text[:_MOST_LINE_CHARACTERS]}..."
         along = f" and {descriptors} descriptors" if descriptors else ""
-        # The user may have closed it; telling must not change what is told of.
+        # Telling must not change what is told of, whatever a worker sent and whatever became of stderr.
         with contextlib.suppress(Exception):
+            text = shown(message)
+            if len(text) > _MOST_LINE_CHARACTERS:
+                text = f"{text[:_MOST_LINE_CHARACTERS]}..."
             sys.stderr.write(f"isohub {self._pid} {direction} {text} {nbytes} bytes{along}\n")
             sys.stderr.flush()
 
@@ -139,5 +139,7 @@ def _tensor(place: TensorAt, payload: Payload | None) -> str:
     if not 0 <= place.index < len(specs):
         return f"<no tensor {place.index}>"
     spec = specs[place.index]
-    shape = f"{spec.dtype[:_MOST_CHARACTERS]}[{', '.join(map(str, spec.shape[:_MOST_MEMBERS]))}]"
+    # By repr: a hostile one is no name of a dtype.
+    dtype = spec.dtype if spec.dtype.isidentifier() else repr(spec.dtype[:_MOST_CHARACTERS])
+    shape = f"{dtype[:_MOST_CHARACTERS]}[{_members(spec.shape, payload, 0)}]"
     return shape if place.kind == "tensor" else f"<{place.kind} {shape}>"

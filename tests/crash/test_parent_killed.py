@@ -177,7 +177,9 @@ def test_killed_at_any_moment(tmp_path: Path, forkserver: int, monkeypatch: pyte
         segments += len(victim.segments)
         assert set(Path("/dev/shm").iterdir()) == shared_before, moments[-1]
         assert locked(home) == [], moments[-1]
-        assert list(victim.temporary.iterdir()) == [], moments[-1]
+        # torch's own cache stays, as with every program that makes an optimizer.
+        files = [path.name for path in victim.temporary.iterdir() if not path.name.startswith("torchinductor_")]
+        assert files == [], moments[-1]
 
     # What was killed in the middle of a fetch, say, is no obstacle; and nothing is damaged.
     monkeypatch.setenv("TORCH_HOME", str(home))

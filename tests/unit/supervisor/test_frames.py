@@ -38,6 +38,15 @@ def test_value(value: Value, expected: str) -> None:
     assert returned(value) == ("Returned(payload=" + expected + ")")
 
 
+def test_hostile_tensor() -> None:
+    """What no tensor can be is told all the same."""
+    tensor = TensorSpec(0, "\x1b[31m", [10**5000, -1], [], 0)
+
+    told = shown(Returned(payload=Payload(TensorAt(0, "tensor"), [], [tensor])))
+
+    assert told == "Returned(payload='\\x1b[31m'[<a long int>, -1])"
+
+
 def test_depth_is_bounded() -> None:
     """A value nested without end is told to a depth."""
     value: Value = 1
