@@ -9,6 +9,7 @@ import os
 import re
 import select
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,13 @@ class Case:
 
     def work(self) -> object:
         """Do what leads to the place, and return what comes of it."""
-        self.model = self.load()
+        if self.where in ("import", "entrypoint", "export"):
+            self.model = self.load()
+        else:
+            self.model = self.load(timeout_s=60.0)
+            for worker in isohub.workers():
+                if worker.pid == self.model.isohub.pid:  # the load before may take its time on a busy machine
+                    worker.isolation = replace(worker.isolation, timeout_s=self.timeout_s)
         return getattr(self, f"_{self.where}", self._forward)()
 
     def _import(self) -> object:

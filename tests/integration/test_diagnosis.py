@@ -127,6 +127,7 @@ input()
     program.close()
 
 
+@pytest.mark.slow
 def test_ps_sees_other_programs(program: Program):
     """`isohub ps` finds the workers of another program, and tells whose they are and what they did."""
     told = program.told()
@@ -164,6 +165,7 @@ def run_with(repo: str, **variables: str) -> list[str]:
     return done.stderr.splitlines()
 
 
+@pytest.mark.slow
 def test_log_and_frames_when_asked(repo: str):
     """ISOHUB_LOG=1 prints a line for each step that ended, ISOHUB_DEBUG=1 one for each frame; by default is silence."""
     isohub.list(repo)  # fetches it, which is told in any case
@@ -198,6 +200,7 @@ def findings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, st
     return {one["check"]: one for one in json.loads(done.stdout)["findings"]}
 
 
+@pytest.mark.slow
 class TestDoctor:
     """`isohub doctor`: every check is told, and what fails says what to do."""
 
