@@ -357,7 +357,7 @@ def workers() -> builtins.list[Worker]:
     """Return the live workers of this program, oldest first.
 
     Example:
-        >>> [(worker.label, worker.pid, worker.state) for worker in isohub.workers()]
+        >>> [(worker.label, worker.pid, worker.status().memory) for worker in isohub.workers()]
     """
     return _registry.workers()
 

@@ -3,17 +3,25 @@
 Every step of a load (`resolve`, `fetch`, `launch`, `build`, ...) runs under `step`, so that one place
 decides what is told about it: a log record on the logger of that layer, and a call of every
 registered listener. The idea is httpcore's `_trace.py`.
+
+Records are of level DEBUG, two a step. `ISOHUB_LOG=1` in the environment prints those of steps that ended, one
+line a step, on stderr; `ISOHUB_LOG=debug` prints all.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 __all__ = ["Step", "add_listener", "remove_listener", "step"]
+
+VARIABLE = "ISOHUB_LOG"
+_OFF = ("", "0", "false", "no", "off")
 
 
 @dataclass
@@ -72,6 +80,24 @@ def step(name: str, **fields: object) -> Iterator[Step]:
 def _tell(logger: logging.Logger, this: Step) -> None:
     if logger.isEnabledFor(logging.DEBUG):
         fields = " ".join(f"{key}={value}" for key, value in this.fields.items())
-        logger.debug("%s %s %s (%.1f ms)", this.name, this.state, fields, this.duration_s * 1e3)
+        told = (this.name, this.state, fields, this.duration_s * 1e3)
+        logger.debug("%s %s %s (%.1f ms)", *told, extra={"isohub_state": this.state})
     for listener in tuple(_listeners):
         listener(this)
+
+
+def _print_if_asked() -> None:
+    """Print records on stderr, if the environment asks for it."""
+    asked = os.environ.get(VARIABLE, "").lower()
+    if asked in _OFF:
+        return
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    if asked != "debug":
+        handler.addFilter(lambda record: getattr(record, "isohub_state", "") != "started")
+    logger = logging.getLogger("isohub")
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+
+
+_print_if_asked()

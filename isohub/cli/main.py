@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from isohub.cli import cache, demo, export, inspect, load, lock, repository, trust
+from isohub.cli import cache, demo, doctor, export, inspect, load, lock, ps, repository, trust
 
 __all__ = ["app", "main"]
 
@@ -34,6 +34,8 @@ inspect.add_to(app)
 lock.add_to(app)
 cache.add_to(app)
 trust.add_to(app)
+ps.add_to(app)
+doctor.add_to(app)
 demo.add_to(app)
 
 

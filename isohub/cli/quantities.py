@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 
 import typer
 
-__all__ = ["ago", "seconds_of", "size", "size_of"]
+__all__ = ["ago", "lasting", "seconds_of", "size", "size_of"]
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
@@ -51,7 +51,12 @@ def size(nbytes: int) -> str:
 def ago(moment: datetime) -> str:
     """Return how long ago something was: `now`, `5 min`, `3 h`, `12 d`."""
     age_s = (datetime.now(timezone.utc) - moment).total_seconds()
+    return lasting(age_s) if age_s >= 60 else "now"
+
+
+def lasting(time_s: float) -> str:
+    """Return a time as people read it: `7 s`, `5 min`, `3 h`, `12 d`."""
     for unit, seconds in (("d", 86_400), ("h", 3600), ("min", 60)):
-        if age_s >= seconds:
-            return f"{int(age_s // seconds)} {unit}"
-    return "now"
+        if time_s >= seconds:
+            return f"{int(time_s // seconds)} {unit}"
+    return f"{int(time_s)} s"

@@ -189,6 +189,10 @@ class ProxyTable:
             found.append(self._released.popleft())
         return found
 
+    def held(self) -> int:
+        """Return how many of the worker's objects are held here."""
+        return len(self._leases)
+
     def put_back(self, released: list[tuple[int, int]]) -> None:
         """Return these by the next `released` again: they could not be told."""
         self._released.extend(released)

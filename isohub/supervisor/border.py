@@ -121,6 +121,9 @@ class Proxies(Protocol):
     def released(self) -> list[tuple[int, int]]:
         """Return the handles that nobody holds any more, and how often each had been received."""
 
+    def held(self) -> int:
+        """Return how many of the worker's objects are held here."""
+
     def put_back(self, released: list[tuple[int, int]]) -> None:
         """Return these by the next `released` again: they could not be told."""
 
@@ -148,6 +151,11 @@ class Border:
         self._granted_bytes = 0  # of these, what the worker asked for
         self._memory_bytes = memory_bytes
         self._limit_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+    @property
+    def handles(self) -> int:
+        """How many of the worker's objects are held here."""
+        return self.proxies.held() if hasattr(self, "proxies") else 0
 
     def pack(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payload:
         """Say the arguments of a request.

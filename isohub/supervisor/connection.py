@@ -11,6 +11,7 @@ from isohub.hub.services import Services
 from isohub.shm.channel import Channel, DeadlineError, PeerGoneError
 from isohub.supervisor.background import Background
 from isohub.supervisor.border import Border
+from isohub.supervisor.frames import Frames
 from isohub.supervisor.launch import Process
 from isohub.supervisor.logs import Output
 from isohub.wire import codec
@@ -49,6 +50,7 @@ class Connection:
         self._services = services
         self._background = background
         self._channel = Channel(process.channel)
+        self._frames = Frames(process.pid)
         self._outputs = (Output(process.out, "stdout"), Output(process.err, "stderr"))
         self._output_poll = select.poll()
         for output in self._outputs:
@@ -80,6 +82,8 @@ class Connection:
         """
         if self._channel.unread():
             raise RemoteProtocolError("a message that nobody asked for")
+        if self._frames.wanted:
+            self._frames.sent(message, len(descriptors))
         self._channel.send(message, descriptors, deadline)
 
     def answer(
@@ -169,4 +173,8 @@ class Connection:
         self.process.close()
 
     def _receive(self, deadline: float | None) -> FromWorker:
-        return codec.decode_from_worker(self._channel.receive(deadline)[0])
+        data = self._channel.receive(deadline)[0]
+        message = codec.decode_from_worker(data)
+        if self._frames.wanted:
+            self._frames.received(message, len(data))
+        return message

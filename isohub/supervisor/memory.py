@@ -19,10 +19,12 @@ class Memory:
         private_bytes: What it alone has, and what would be free without it; None if it is not known.
         proportional_bytes: That, and its part of what it shares (torch's code with the other workers, the
             weights with this process): the kernel's PSS. None if it is not known.
+        shared_bytes: What it has in common with others, whole; None if it is not known.
     """
 
     private_bytes: int | None = None
     proportional_bytes: int | None = None
+    shared_bytes: int | None = None
 
 
 def memory_of(pid: int) -> Memory:
@@ -35,4 +37,5 @@ def memory_of(pid: int) -> Memory:
     return Memory(
         private_bytes=(kilobytes["Private_Clean"] + kilobytes["Private_Dirty"]) << 10,
         proportional_bytes=kilobytes["Pss"] << 10,
+        shared_bytes=(kilobytes["Shared_Clean"] + kilobytes["Shared_Dirty"]) << 10,
     )

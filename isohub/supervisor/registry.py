@@ -93,6 +93,7 @@ class Registry:
             Exception: What `isolation.setup` raised.
         """
         self._register_exit()
+        self._sweep()
         key = object() if isolation.dedicated else (checkout.key, *_settings(isolation))
         while True:
             with self._lock:
@@ -138,6 +139,18 @@ class Registry:
         self._background.stop()
         self._forkserver.close()
 
+    def _sweep(self) -> None:
+        """Forget the places of workers that have ended: nobody asks for a dedicated one's again."""
+        self.workers()  # notices those that ended by themselves
+        with self._lock:
+            slots = [(key, slot) for key, slot in self._slots.items() if slot.worker and not slot.worker.alive]
+            for key, slot in slots:
+                # One that is taken is just getting a new worker; whoever waits for it looks again.
+                if slot.lock.acquire(blocking=False):
+                    if slot.worker and not slot.worker.alive:
+                        self._slots.pop(key, None)
+                    slot.lock.release()
+
     def _ready(self, slot: _Slot, checkout: Checkout, isolation: Isolation) -> Worker:
         if slot.worker is not None:
             slot.worker.reap()
@@ -169,7 +182,7 @@ class Registry:
             lease = Lease.acquire(checkout)  # before anybody knows of the worker: the checkout may be gone
             try:
                 worker = Worker(label, isolation, self._background, Services(str(checkout.repo)))
-                worker.lease = lease
+                worker.lease, worker.checkout = lease, checkout
                 worker.border.proxies = self._make_proxies(worker, checkout)
                 with self._lock:
                     self._workers.append(worker)

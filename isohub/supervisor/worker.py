@@ -29,6 +29,7 @@ from isohub.errors import (
     WorkerStartError,
     WorkerTimeoutError,
 )
+from isohub.hub.checkout import Checkout
 from isohub.hub.leases import Lease
 from isohub.hub.services import Services
 from isohub.options import Isolation
@@ -43,6 +44,7 @@ from isohub.supervisor.launch import ForkServer
 from isohub.supervisor.post_mortem import STATUS_S, find_cause
 from isohub.supervisor.raised import exception
 from isohub.supervisor.releases import Releases
+from isohub.supervisor.status import WorkerStatus, status_of
 from isohub.supervisor.turns import Turn
 from isohub.wire.lifecycle import Event, State, after
 from isohub.wire.messages import Callback, Payload, Prepare, Raised, Returned, Verb
@@ -71,6 +73,8 @@ class Worker:
         self.border = Border(frozen=isolation.results == "frozen", memory_bytes=isolation.memory_bytes)
         self.calls = 0
         self.started_at = time.time()  # noqa: TID251 - a date to show, not a duration
+        self.last_call_at: float | None = None
+        self.checkout: Checkout | None = None
         self._background = background
         self._services = services
         self._turn = Turn()
@@ -107,6 +111,10 @@ class Worker:
     def weights_nbytes(self) -> int:
         """Bytes of weights in shared memory."""
         return self.border.residents.nbytes
+
+    def status(self) -> WorkerStatus:
+        """Return what it is, does and takes at this moment."""
+        return status_of(self)
 
     def start(self, forkserver: ForkServer, prepare: Prepare) -> None:
         """Launch the process and prepare it.
@@ -202,7 +210,8 @@ class Worker:
                 # Afterwards: the worker may have let go of what it sends, such as a state dict.
                 self.border.settle(answer.freed, answer.dropped)
             refused = self._services.refused(answer.refusal if isinstance(answer, Raised) else 0)
-            self.calls += 1
+            if verb != "release":  # that is nobody's call
+                self.calls, self.last_call_at = self.calls + 1, time.time()  # noqa: TID251 - a date as well
             connection.drain()
             connection.mute(False)
             if answered is Event.ANSWER:

@@ -23,6 +23,7 @@ import traceback
 
 from isohub.shm.channel import Channel, PeerGoneError
 from isohub.worker.serve import serve
+from isohub.worker.title import WORKER, name_process
 
 __all__ = ["main"]
 
@@ -35,6 +36,7 @@ def main(fd: int) -> int:
     with contextlib.suppress(Exception):
         faulthandler.enable()
     _tell_place(on=True)
+    name_process(WORKER)
     channel = Channel(socket.socket(fileno=fd), accept_descriptors=True)
     # A fork that the repository makes must neither talk to the parent nor keep the channel open after us.
     os.register_at_fork(after_in_child=channel.close)
@@ -46,7 +48,8 @@ def main(fd: int) -> int:
     except PeerGoneError:
         pass  # the parent ended, or closed us without a word
     except Exception:  # noqa: BLE001 - whatever it is, the parent learns it from stderr and the code
-        traceback.print_exc()
+        with contextlib.suppress(Exception):  # the repository may have closed it
+            traceback.print_exc()
         return EX_SOFTWARE
     # A forked child skips these otherwise; the repository may have registered a clean-up.
     with contextlib.suppress(Exception):

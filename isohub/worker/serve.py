@@ -40,6 +40,7 @@ from isohub.worker.border import Border, Use
 from isohub.worker.callbacks import Callbacks
 from isohub.worker.execute import Executor
 from isohub.worker.modes import Modes
+from isohub.worker.title import Title
 
 __all__ = ["serve"]
 
@@ -68,17 +69,21 @@ class _Server:
         self._modes = Modes()
         self._callbacks = Callbacks(self._border, self._modes, self._line.call)
         self._executor: Executor | None = None
+        self._title = Title()
 
     def run(self) -> None:
         """Answer requests until one says `close`."""
         while True:
             message, descriptors = self._channel.receive()
             request = codec.decode_from_parent(message)
+            self._title.busy()
             self._line.open = True
             data = self._answer(request, descriptors, nested=False)
             self._line.close()
             self._border.graphs.settled()
             _flush()
+            called = isinstance(request, Request) and request.verb != "release"
+            self._title.idle(len(self._border.objects), called=called)
             self._channel.send(data)
             if isinstance(request, Request) and request.verb == "close":
                 return
@@ -97,6 +102,7 @@ class _Server:
             if isinstance(request, Prepare):
                 downloads.take_over(self._line.need_files)
                 self._border.frozen = request.frozen
+                self._title.name(request.label)
                 self._executor = Executor(prepare.prepare(request), self._border, self._callbacks)
             else:
                 assert isinstance(request, Request) and self._executor is not None, "a request before Prepare"

@@ -6,13 +6,21 @@ parallel region: OpenMP's threads do not survive a fork, and its children would 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 
 import torch
 
 import isohub.worker.__main__  # noqa: F401 - so that a fork finds it ready
+from isohub.worker.title import FORKSERVER, name_process
+
+# torch imports it, and SymPy with it, in the first backward pass that is given a gradient: 1 to 2 s and 45 MB of
+# private memory in each worker whose caller does not switch gradients off. Other versions of torch may not.
+with contextlib.suppress(ImportError):
+    import torch.fx.experimental.symbolic_shapes
 
 torch.set_num_threads(1)
+name_process(FORKSERVER)
 # What is alive now stays alive: out of the collector's sight, its pages stay shared with the children.
 gc.collect()
 gc.freeze()

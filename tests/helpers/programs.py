@@ -115,10 +115,10 @@ def _variables_of(process: Path) -> list[bytes]:
         return []
 
 
-def wait_for_end(pid: int) -> None:
+def wait_for_end(pid: int, within_s: float = DEADLINE_S) -> None:
     """Wait until a process has ended."""
     with contextlib.suppress(ProcessLookupError), _opened(pid) as pidfd:
-        assert _ended(pidfd, time.monotonic() + DEADLINE_S), f"process {pid} goes on"
+        assert _ended(pidfd, time.monotonic() + within_s), f"process {pid} goes on"
 
 
 @contextlib.contextmanager

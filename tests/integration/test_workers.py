@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import torch
 
 import isohub
 from isohub.errors import LocalProtocolError, WorkerError, WorkerStartError
+from tests.helpers.programs import wait_for_end
 
 RepoOf = Callable[..., str]
 SLOW_TO_DIE = """
@@ -150,3 +153,22 @@ def test_repositories_closed_and_loaded_at_once(repo_of: RepoOf):
 
     assert answers == [1] * 20
     assert isohub.workers() == []
+
+
+@pytest.mark.parametrize("end", ["close", "kill"])
+def test_ended_worker_is_forgotten(repo_of: RepoOf, end: str):
+    """Of a worker that has ended, and of which nothing is held, nothing stays, whether or not it is asked for again."""
+    repo = repo_of("def one():\n    return 1\n")
+    ended = []
+    for threads in (None, 1):
+        isohub.load(repo, "one", isolate=isohub.Isolation(dedicated=threads is None, threads=threads))
+        worker = isohub.workers()[-1]
+        getattr(worker, end)()
+        wait_for_end(worker.pid)
+        ended.append(weakref.ref(worker))
+    del worker
+
+    isohub.load(repo, "one")
+    gc.collect()
+
+    assert [one() for one in ended] == [None, None]
