@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 __all__ = ["DEFAULT_START_TIMEOUT_S", "Isolation"]
 
@@ -30,6 +30,10 @@ class Isolation:
             longer is killed.
         start_timeout_s: Seconds that a worker may take to become ready.
         dedicated: Whether the load gets a worker of its own instead of sharing that of its commit.
+        restart: What becomes of models whose worker died. `"never"`: their weights stay readable, and calls raise
+            `BrokenWorkerError`. `"on-crash"`: the call that was under way raises, and is never made twice; the
+            next one starts a new worker, which builds them again on the weights that this program still holds.
+            For that the arguments of loads are kept, and one descriptor for each piece of weights.
 
     Raises:
         TypeError: A value is of the wrong type.
@@ -45,6 +49,7 @@ class Isolation:
     timeout_s: float | None = None
     start_timeout_s: float = DEFAULT_START_TIMEOUT_S
     dedicated: bool = False
+    restart: Literal["on-crash", "never"] = "never"
 
     def __post_init__(self) -> None:
         if self.setup is not None and not callable(self.setup):
@@ -65,6 +70,8 @@ class Isolation:
         _check_seconds("start_timeout_s", self.start_timeout_s)
         if not isinstance(self.dedicated, bool):
             raise TypeError(f"Isolation(dedicated=...) takes True or False, not {self.dedicated!r}")
+        if self.restart not in ("on-crash", "never"):
+            raise ValueError(f'Isolation(restart=...) takes "on-crash" or "never", not {self.restart!r}')
 
     def __reduce__(self) -> tuple[object, ...]:
         # A mapping proxy can be neither copied nor pickled.

@@ -123,12 +123,13 @@ def make(kind: str, parts: object, known: Metadata, worker: Worker) -> Any:
         try:
             checked = _Parts(parts)
             return _script_module(checked, known) if kind == "torchscript" else _exported_program(checked, known)
-        except RemoteProtocolError:
-            worker.kill()
+        except RemoteProtocolError as fault:
+            worker.condemn(fault)
             raise
         except Exception as error:
-            worker.kill()
-            raise RemoteProtocolError(f"an artifact that cannot be read: {type(error).__name__}: {error}") from error
+            lie = RemoteProtocolError(f"an artifact that cannot be read: {type(error).__name__}: {error}")
+            worker.condemn(lie)
+            raise lie from error
 
 
 class _Parts:

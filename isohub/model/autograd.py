@@ -125,15 +125,15 @@ class RemoteGraph:
             )
         try:
             return self._ask(gradients, needed)
-        except RemoteProtocolError:
-            self._lease.worker.kill()  # it lied: not in how it said something, but in what
+        except RemoteProtocolError as fault:
+            self._lease.worker.condemn(fault)
             raise
 
     def _ask(self, gradients: tuple[torch.Tensor | None, ...], needed: tuple[bool, ...]) -> list[Any]:
         wanted = [index for index, need in enumerate(needed) if need]
         positions = [self._positions[index] for index in wanted]
         lease = self._lease
-        answer = lease.worker.request("backward", (list(gradients), positions, _keeps_graph()), handle=lease.handle)
+        answer = lease.worker.request("backward", (list(gradients), positions, _keeps_graph()), of=lease)
         match answer:
             case (list(found), list(others)) if len(found) == len(wanted):
                 self._add(others)

@@ -10,12 +10,15 @@ import torch
 
 from isohub.errors import LocalProtocolError, RemoteProtocolError
 from isohub.hub.checkout import Checkout
+from isohub.model import recovery
 from isohub.model.autograd import Numbers, RemoteGraph
+from isohub.model.journal import Place
 from isohub.model.module import IsolatedModule
 from isohub.model.objects import BoundMethod, Lease, RemoteObject, nested, object_class
 from isohub.model.records import make_record, parts_of
 from isohub.model.tree import Tree
 from isohub.shm.tensors import TensorReader
+from isohub.supervisor.raised import clean
 from isohub.supervisor.worker import Worker
 from isohub.wire.messages import Graph, Numbered, TreeChange
 from isohub.wire.specs import ModuleSpec
@@ -45,7 +48,7 @@ class ProxyTable:
         """Return what `value` stands for in its worker; None when it is no proxy."""
         if isinstance(value, torch.nn.Parameter):
             return self._own(value)
-        if not isinstance(value, RemoteObject | IsolatedModule | BoundMethod):
+        if not isinstance(value, RemoteObject | IsolatedModule | BoundMethod | Place):
             return None
         lease = value._isohub_lease
         if lease.worker is not self._worker:
@@ -54,8 +57,13 @@ class ProxyTable:
                 "pass the data instead"
             )
         if isinstance(value, BoundMethod):
-            return Ref("method", lease.handle, value._isohub_path, value.__name__)
-        return Ref("module" if isinstance(value, IsolatedModule) else "object", lease.handle, value._isohub_path)
+            return Ref("method", self.handle_of(lease), value._isohub_path, value.__name__)
+        is_module = value.is_module if isinstance(value, Place) else isinstance(value, IsolatedModule)
+        return Ref("module" if is_module else "object", self.handle_of(lease), value._isohub_path)
+
+    def handle_of(self, lease: Lease) -> int:
+        """Return the handle of a lease; what a process before this one had is built again."""
+        return lease.handle if lease.table is self else recovery.handle_of(self, lease)
 
     def numbered(self, noted: list[tuple[int, torch.Tensor]]) -> list[Numbered]:
         """Number tensors that are being sent; see `Numbers`."""
@@ -66,6 +74,7 @@ class ProxyTable:
         tree = self._trees.get(spec.handle)
         if tree is None:
             tree = Tree(self._lease(spec.handle), self._checkout, self._mirrors, self._trees)
+            tree.lease.what = f"an isolated module ({clean(spec.nodes[0].type_name, 200) if spec.nodes else '?'})"
             self._trees[spec.handle] = tree
         if spec.parted:
             tree.lease.receive()
@@ -91,6 +100,7 @@ class ProxyTable:
             if tensors[place].requires_grad or not (dtype.is_floating_point or dtype.is_complex):
                 raise RemoteProtocolError(f"a graph with tensor {place} of {dtype} as an output")
         lease = self._lease(graph.handle)
+        lease.what = "the graph of a call, which a backward pass goes through"
         lease.receive()
         found = [self._leaf(*leaf) for leaf in graph.leaves]
         leaves = [(position, leaf) for position, leaf in enumerate(found) if leaf is not None and leaf.requires_grad]
@@ -137,8 +147,18 @@ class ProxyTable:
         found = self._objects.get(ref.handle)
         if found is None:
             found = object_class(RemoteObject, ref.protocols)(lease, ref.type_name)
+            lease.what, lease.stands_for = f"a RemoteObject ({clean(ref.type_name, 200)})", weakref.ref(found)
             self._objects[ref.handle] = found
         return found
+
+    def put_object(self, found: RemoteObject) -> None:
+        """Have `found` stand for the object of its lease from now on."""
+        lease = found._isohub_lease
+        self._leases[lease.handle], self._objects[lease.handle] = lease, found
+
+    def put_tree(self, tree: Tree) -> None:
+        """Have the lease of a tree be the one of its handle from now on."""
+        self._leases[tree.lease.handle] = tree.lease
 
     def record(self, record: Record, members: list[Any]) -> object:
         """Return the record."""
@@ -200,6 +220,7 @@ class ProxyTable:
                     worker.release_soon()
 
             lease = self._leases[handle] = Lease(worker, handle, gone)
+            lease.table = self
         return lease
 
     def _module(self, ref: Ref) -> IsolatedModule:

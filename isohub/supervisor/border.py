@@ -9,7 +9,7 @@ import torch
 
 from isohub.errors import IsohubError, LocalProtocolError, RemoteProtocolError
 from isohub.shm.arena import Arena
-from isohub.shm.segment import Segment, create_memfd
+from isohub.shm.segment import KeptSegments, Segment, create_memfd
 from isohub.shm.tensors import Residents, TensorReader, Watch, why_not
 from isohub.shm.values import Packer, Unpacker
 from isohub.supervisor.arguments import pickle_argument
@@ -112,15 +112,27 @@ class Proxies(Protocol):
     def put_back(self, released: list[tuple[int, int]]) -> None:
         """Return these by the next `released` again: they could not be told."""
 
+    def handle_of(self, lease: Any) -> int:
+        """Return the handle of what somebody here holds; what a worker that died had is built again.
+
+        Raises:
+            LostObjectError: It cannot be built again.
+            RestartError: It could not be built again now.
+        """
+
 
 class Border:
     """What this process has in common with one worker: segments, blocks and handles.
 
     The parent makes every segment and owns its descriptor until the worker has it.
+
+    Args:
+        kept: Where segments of weights are kept for a worker that takes the place of this one; None for none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kept: KeptSegments | None = None) -> None:
         self.proxies: Proxies
+        self._kept = kept
         self.residents = Residents()
         self._arena = Arena(self._grow)
         self._outbox: dict[int, Segment] = {}  # arena of the worker's results
@@ -235,6 +247,8 @@ class Border:
             return Granted(0, 0, f"there are {MAX_SEGMENTS} segments already"), -1
         try:
             segment, fd = self._create(need.nbytes)
+            if self._kept is not None and need.use == "weights":
+                self._keep(segment, fd)
         except OSError as error:
             return Granted(0, 0, str(error)), -1
         if need.use == "arena":
@@ -242,6 +256,36 @@ class Border:
         else:
             self.residents.add(segment)
         return Granted(segment.number, segment.nbytes), fd
+
+    def give(self, tensors: list[torch.Tensor], limit: int) -> list[int]:
+        """Have the next request bring segments of weights that a worker before this one had.
+
+        Args:
+            tensors: Which are to be found there.
+            limit: How many segments at most.
+
+        Returns:
+            The numbers of the segments; none are left to be given when there are none.
+
+        Raises:
+            LocalProtocolError: A tensor lies nowhere that is kept.
+        """
+        given: list[int] = []
+        for storage in (tensor.untyped_storage() for tensor in tensors if tensor.is_cpu and tensor.numel()):
+            if len(given) == limit:
+                break
+            if self.residents.find(storage.data_ptr(), storage.nbytes()) is not None:
+                continue
+            found = None if self._kept is None else self._kept.find(storage.data_ptr())
+            if found is None:
+                raise LocalProtocolError("a tensor of a module that does not lie in its worker's memory")
+            memory, nbytes, fd = found
+            self._pending.append((self._next, nbytes, os.dup(fd)))
+            self.residents.add(Segment.over(self._next, memory, nbytes))
+            given.append(self._next)
+            self._next += 1
+            self._total_bytes += nbytes
+        return given
 
     def close(self) -> None:
         """Let go of every segment; tensors that lie there keep what they need."""
@@ -262,6 +306,15 @@ class Border:
         self._next += 1
         self._total_bytes += nbytes
         return segment, fd
+
+    def _keep(self, segment: Segment, fd: int) -> None:
+        assert self._kept is not None, "asked for by whoever has it"
+        try:
+            self._kept.keep(segment, fd)
+        except BaseException:
+            os.close(fd)
+            self._total_bytes -= segment.nbytes
+            raise
 
     def _grow(self, nbytes: int) -> Segment:
         segment, fd = self._create(nbytes)

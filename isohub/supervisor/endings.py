@@ -12,19 +12,21 @@ from isohub.errors import (
     RemoteProtocolError,
     WorkerClosedError,
     WorkerError,
+    WorkerStartError,
     WorkerTimeoutError,
 )
 
-__all__ = ["again", "broken", "closed", "foreign", "hung_up", "interrupted", "lied", "overdue"]
+__all__ = ["again", "broken", "closed", "foreign", "hung_up", "interrupted", "lied", "overdue", "unready"]
 
 
-def broken(who: str, status: int | None, tail: tuple[str, ...]) -> BrokenWorkerError:
+def broken(who: str, status: int | None, tail: tuple[str, ...], restarts: bool = False) -> BrokenWorkerError:
     """It died by itself.
 
     Args:
         who: The worker, with its pid.
         status: Its exit code, or the negative number of a signal; None when nobody knows.
         tail: The last lines of its stderr.
+        restarts: Whether the next call starts a new one.
     """
     name = None
     if status is None:
@@ -35,7 +37,7 @@ def broken(who: str, status: int | None, tail: tuple[str, ...]) -> BrokenWorkerE
     else:
         how = f"exited with code {status}"
     return BrokenWorkerError(
-        f"worker {who} {how}. Its weights stay readable here; load again for a new worker{_shown(tail)}",
+        f"worker {who} {how}. Its weights stay readable here; {_next(restarts)}{_shown(tail)}",
         worker=who,
         stderr_tail=tail,
         exit_code=status if status is not None and status >= 0 else None,
@@ -43,22 +45,22 @@ def broken(who: str, status: int | None, tail: tuple[str, ...]) -> BrokenWorkerE
     )
 
 
-def hung_up(who: str, tail: tuple[str, ...]) -> BrokenWorkerError:
+def hung_up(who: str, tail: tuple[str, ...], restarts: bool = False) -> BrokenWorkerError:
     """It closed its end of the channel without ending."""
     return BrokenWorkerError(
         f"worker {who} closed its channel to this program without ending, and was killed. Its weights stay readable "
-        f"here; load again for a new worker{_shown(tail)}",
+        f"here; {_next(restarts)}{_shown(tail)}",
         worker=who,
         stderr_tail=tail,
         signal="SIGKILL",
     )
 
 
-def overdue(who: str, timeout_s: float, tail: tuple[str, ...]) -> WorkerTimeoutError:
+def overdue(who: str, timeout_s: float, tail: tuple[str, ...], restarts: bool = False) -> WorkerTimeoutError:
     """It did not answer in time."""
     return WorkerTimeoutError(
-        f"worker {who} did not answer within {timeout_s:g} s and was killed. Load again for a new one, with a larger "
-        f"Isolation(timeout_s=...) or start_timeout_s if it only was slow{_shown(tail)}",
+        f"worker {who} did not answer within {timeout_s:g} s and was killed. Take a larger Isolation(timeout_s=...) or "
+        f"start_timeout_s if it only was slow; {_next(restarts)}{_shown(tail)}",
         worker=who,
         stderr_tail=tail,
         timeout_s=timeout_s,
@@ -73,10 +75,10 @@ def lied(who: str, fault: Exception) -> RemoteProtocolError:
     )
 
 
-def interrupted(who: str, interruption: BaseException) -> BrokenWorkerError:
+def interrupted(who: str, interruption: BaseException, restarts: bool = False) -> BrokenWorkerError:
     """A call was broken off here, by Ctrl-C say."""
     return BrokenWorkerError(
-        f"worker {who} was killed, since {type(interruption).__name__} broke off a call. Load again for a new worker",
+        f"worker {who} was killed, since {type(interruption).__name__} broke off a call; {_next(restarts)}",
         worker=who,
         signal="SIGKILL",
     )
@@ -98,6 +100,12 @@ def reentered(who: str) -> WorkerError:
     )
 
 
+def unready(label: str, error: BaseException) -> WorkerStartError:
+    """It did not come so far as to be asked anything."""
+    tail = getattr(error, "stderr_tail", ())
+    return WorkerStartError(f"worker {label} did not become ready: {error}", worker=label, stderr_tail=tail)
+
+
 def foreign(who: str, owner_pid: int) -> ForeignProcessError:
     """It has not ended, but it is not this process's to talk to."""
     return ForeignProcessError(
@@ -113,6 +121,13 @@ def again(error: IsohubError) -> IsohubError:
     copy = type(error)(*error.args)
     copy.__dict__.update(error.__dict__)
     return copy
+
+
+def _next(restarts: bool) -> str:
+    """Return what to do next."""
+    if restarts:
+        return "the next call starts a new worker on them, and this one is not made again"
+    return 'load again for a new worker, or have one started by itself: Isolation(restart="on-crash")'
 
 
 def _signal_name(number: int) -> str:

@@ -20,6 +20,7 @@ from isohub.supervisor.arguments import pickle_function
 from isohub.supervisor.background import Background
 from isohub.supervisor.border import Proxies
 from isohub.supervisor.launch import ForkServer
+from isohub.supervisor.restart import Restart
 from isohub.supervisor.worker import CLOSE_GRACE_S, Worker
 from isohub.wire.messages import Prepare
 
@@ -171,6 +172,10 @@ class Registry:
                 with self._lock:
                     self._workers.append(worker)
                 worker.start(self._forkserver, prepare)
+                if isolation.restart == "on-crash":
+                    worker.restart = Restart(
+                        self._forkserver, prepare, checkout, lambda: self._make_proxies(worker, checkout)
+                    )
             except BaseException:
                 lease.close()
                 raise
@@ -194,4 +199,5 @@ class Registry:
 
 def _settings(isolation: Isolation) -> tuple[object, ...]:
     """Return what makes two workers of one checkout differ. A worker has one deadline for all its calls."""
-    return (isolation.setup, tuple(sorted(isolation.env.items(), key=str)), isolation.threads, isolation.timeout_s)
+    environ = tuple(sorted(isolation.env.items(), key=str))
+    return (isolation.setup, environ, isolation.threads, isolation.timeout_s, isolation.restart)

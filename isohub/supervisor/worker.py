@@ -18,7 +18,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from isohub.errors import (
@@ -33,6 +33,7 @@ from isohub.hub.leases import Lease
 from isohub.hub.services import Services
 from isohub.options import Isolation
 from isohub.shm.channel import DeadlineError, PeerGoneError
+from isohub.shm.segment import KeptSegments
 from isohub.supervisor import endings, state
 from isohub.supervisor.background import Background
 from isohub.supervisor.border import Border
@@ -41,18 +42,11 @@ from isohub.supervisor.connection import Connection
 from isohub.supervisor.launch import ForkServer
 from isohub.supervisor.raised import exception
 from isohub.supervisor.releases import Releases
+from isohub.supervisor.restart import Restart
 from isohub.wire import codec
 from isohub.wire.framing import MAX_MESSAGE_BYTES
 from isohub.wire.lifecycle import Event, State, after
-from isohub.wire.messages import (
-    Callback,
-    Payload,
-    Prepare,
-    Raised,
-    Request,
-    Returned,
-    Verb,
-)
+from isohub.wire.messages import Callback, Payload, Prepare, Raised, Request, Returned, Verb
 
 __all__ = ["Worker"]
 
@@ -60,6 +54,7 @@ __all__ = ["Worker"]
 CLOSE_GRACE_S = 5.0
 # How long to wait for the exit status of a worker that has hung up; the forkserver reaps it at once.
 _STATUS_S = 2.0
+_UNGUARDED: AbstractContextManager[None] = nullcontext()
 
 
 class Worker:
@@ -77,7 +72,9 @@ class Worker:
     def __init__(self, label: str, isolation: Isolation, background: Background, services: Services) -> None:
         self.label = label
         self.isolation = isolation
-        self.border = Border()
+        self.kept = KeptSegments() if isolation.restart == "on-crash" else None
+        self.border = Border(self.kept)
+        self.restart: Restart | None = None  # once it has started; None: its death is for good
         self.calls = 0
         self.started_at = time.time()  # noqa: TID251 - a date to show, not a duration
         self._background = background
@@ -89,7 +86,7 @@ class Worker:
         self._connection: Connection | None = None
         self._releases = Releases(self)
         self._callbacks = Callbacks()
-        self._generator = state.Generator()
+        self._generator: state.Generator | state.Recorded = state.Generator()
         self._end: IsohubError | None = None  # why it ended; told to everybody who asks again
         self.pid = 0
 
@@ -109,8 +106,15 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        """Whether it can be asked anything."""
-        return self._state not in (State.CLOSED, State.BROKEN)
+        """Whether it can be asked anything; the process may have to be started again for that."""
+        if self._state is State.BROKEN:
+            return self.restart is not None and self.restart.may_follow(self._end)
+        return self._state is not State.CLOSED
+
+    @property
+    def restarts(self) -> int:
+        """How often a new process has been started in the place of one that died."""
+        return 0 if self.restart is None else self.restart.count
 
     @property
     def weights_nbytes(self) -> int:
@@ -130,7 +134,7 @@ class Worker:
                 process = forkserver.launch(f"isohub-worker {self.label}", deadline)
             except BaseException as error:
                 self._state = after(self._state, Event.DEATH)
-                self._end = self._unready(error)
+                self._end = endings.unready(self.label, error)
                 if isinstance(error, WorkerStartError):
                     raise endings.again(self._end) from error
                 raise
@@ -142,7 +146,7 @@ class Worker:
                     connection.tell(prepare, deadline)
                     answer = connection.answer(self.border, deadline)
             except (BrokenWorkerError, WorkerTimeoutError) as error:
-                raise self._unready(error) from error
+                raise endings.unready(self.label, error) from error
             connection.drain()
             if isinstance(answer, Raised):
                 reason = exception(answer, self._services.refused(answer.refusal))
@@ -157,6 +161,7 @@ class Worker:
         kwargs: dict[str, Any] | None = None,
         *,
         muted: bool = False,
+        of: Any = None,
         **fields: Any,
     ) -> Any:
         """Ask for something and return the answer.
@@ -166,6 +171,7 @@ class Worker:
             args: Positional arguments for it.
             kwargs: Keyword arguments for it.
             muted: Whether to keep what it prints to ourselves.
+            of: The lease of the object to do it with; else its handle is among `fields`, or it needs none.
             **fields: Further fields of `wire.messages.Request`.
 
         Raises:
@@ -179,10 +185,12 @@ class Worker:
         """
         if os.getpid() != self._owner_pid:
             self.check()  # before the lock, which another thread may have held when this process was forked
-        with self._lock:
+        with self._lock, _UNGUARDED if self.restart is None else self.restart.around(self, verb):
             self.check()
             if self._state not in (State.IDLE, State.SERVING):
                 raise endings.reentered(self._who)
+            if of is not None:
+                fields["handle"] = self.border.proxies.handle_of(of)
             answered = Event.ANSWER if self._state is State.IDLE else Event.ANSWER_WITHIN
             connection = self._connected()
             timeout_s = self.isolation.timeout_s
@@ -243,16 +251,6 @@ class Worker:
         """Tell the worker of handles that died here, unless a request is just going to."""
         self._releases.soon(self._background)
 
-    def release_now(self) -> None:
-        """Tell the worker of handles that died here, if nobody is asking it anything: that takes them along."""
-        if self._lock.acquire(blocking=False):
-            try:
-                if self._state is State.IDLE and self._end is None and os.getpid() == self._owner_pid:
-                    with contextlib.suppress(IsohubError):
-                        self.request("release")
-            finally:
-                self._lock.release()
-
     def begin_close(self) -> None:
         """Ask an idle worker to end, and do not wait for it; `close` does."""
         if self._end is not None or not self._lock.acquire(blocking=False):
@@ -283,6 +281,8 @@ class Worker:
             self._lock.acquire()
         try:
             if self._state in (State.CLOSED, State.BROKEN):
+                if self.restart is not None:
+                    self.restart.give_up(self, reason)
                 return  # by another thread, while this one waited for the lock
             if self._state is State.IDLE:
                 self.begin_close()
@@ -296,6 +296,11 @@ class Worker:
         """End the process at once, whatever it is doing. A request that waits for it fails."""
         if self._connection is not None:
             self._connection.process.kill()
+
+    def condemn(self, fault: Exception) -> None:
+        """Kill a worker that lied, not in how it said something, but in what: no other takes its place."""
+        self._end = self._end or endings.lied(self._who, fault)
+        self.kill()
 
     def check(self) -> None:
         """Raise if nothing can be asked of this worker.
@@ -317,12 +322,6 @@ class Worker:
         self._services.close()
         if self.lease is not None:
             self.lease.close()
-
-    def _unready(self, error: BaseException) -> WorkerStartError:
-        tail = getattr(error, "stderr_tail", ())
-        return WorkerStartError(
-            f"worker {self.label} did not become ready: {error}", worker=self.label, stderr_tail=tail
-        )
 
     def _connected(self) -> Connection:
         assert self._connection is not None, "a worker that was started has one"
@@ -355,12 +354,14 @@ class Worker:
             assert timeout_s is not None, "without a time-out there is no deadline"
             self.kill()
             tail = self._connected().tail()
-            raise self._finish(Event.DEATH, endings.overdue(self._who, timeout_s, tail)) from None
+            raise self._finish(
+                Event.DEATH, endings.overdue(self._who, timeout_s, tail, self.restart is not None)
+            ) from None
         except RemoteProtocolError as fault:
             raise self._finish(Event.DEATH, endings.lied(self._who, fault)) from fault
         except BaseException as interruption:
             # Ctrl-C, say. The answer may still come, and would be taken for that of the next request.
-            self._finish(Event.DEATH, endings.interrupted(self._who, interruption))
+            self._finish(Event.DEATH, endings.interrupted(self._who, interruption, self.restart is not None))
             raise
 
     def _finish(self, event: Event, error: IsohubError | None) -> IsohubError:
@@ -376,9 +377,9 @@ class Worker:
             status = connection.process.exit_status(_STATUS_S)
             if self._end is None and status is None and not connection.process.ended:
                 # It closed its end of the channel and lives on; nobody can talk to it any more.
-                self._end = endings.hung_up(self._who, connection.tail())
+                self._end = endings.hung_up(self._who, connection.tail(), self.restart is not None)
             if self._end is None:
-                self._end = endings.broken(self._who, status, connection.tail())
+                self._end = endings.broken(self._who, status, connection.tail(), self.restart is not None)
             connection.drain()
         finally:
             # Also when a second Ctrl-C comes while the first is being dealt with.
@@ -388,7 +389,7 @@ class Worker:
             connection.close()
             self.border.close()
             self._services.close()
-            if self.lease is not None:
+            if self.lease is not None and not self.alive:  # else the next process needs the checkout
                 self.lease.close()
         # A copy is raised: a traceback would keep the frames of the call, and with them the model, alive.
         return endings.again(self._end)
