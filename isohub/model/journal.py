@@ -83,19 +83,20 @@ class Part:
         lease: The handle.
         build: The load that it came from.
         place: Indices and keys that lead to it in the result.
-        path: The sub-module of what is there that it is a copy of; empty for itself.
 
     Attributes:
         operations: What was done to it since.
+        copied: For a copy: what had been done to its original, and the path there of what was copied; first for the
+            original's original.
         stand_in: While it is being built again, the lease of what it is going to be.
     """
 
-    def __init__(self, lease: Lease, build: Build, place: tuple[Any, ...], path: str = "") -> None:
+    def __init__(self, lease: Lease, build: Build, place: tuple[Any, ...]) -> None:
         self._lease = weakref.ref(lease)
         self.build = build
         self.place = place
-        self.path = path
         self.operations: list[Operation] = []
+        self.copied: list[tuple[list[Operation], str]] = []
         self.stand_in: Lease | None = None
         build.parts.add(self)
 
@@ -158,14 +159,11 @@ def inherit(original: IsolatedModule, duplicate: IsolatedModule) -> None:
     part = original._isohub_lease.part
     if part is None:
         return
-    start = original._isohub_path
     build = Build(
         call=part.build.call, metadata=part.build.metadata, lock=part.build.lock, modes=part.build.modes
     )  # fmt: skip
-    copied = duplicate._isohub_lease.part = Part(duplicate._isohub_lease, build, part.place, part.path)
-    copied.operations = list(part.operations)
-    if start:
-        copied.path = f"{part.path}.{start}" if part.path else start
+    copied = duplicate._isohub_lease.part = Part(duplicate._isohub_lease, build, part.place)
+    copied.copied = [*part.copied, (list(part.operations), original._isohub_path)]
 
 
 @contextmanager

@@ -42,6 +42,7 @@ class ProxyTable:
         self._mirrors: weakref.WeakValueDictionary[int, IsolatedModule] = weakref.WeakValueDictionary()
         self._numbers = Numbers()
         self._outputs: dict[tuple[int, int], torch.Tensor] = {}  # of graphs of this exchange: (handle, position)
+        self.rebuilding = 0  # above 0, what the worker says is of stand-ins: nothing of here is put into them
         self._fresh: list[IsolatedModule] = []  # keeps new roots until the value that names them is made
 
     def ref_of(self, value: object) -> Ref | None:
@@ -78,14 +79,15 @@ class ProxyTable:
             self._trees[spec.handle] = tree
         if spec.parted:
             tree.lease.receive()
-        adopted = {place: self._numbers.get(number) for place, number in numbered.items()}
+        known = {} if self.rebuilding else numbered
+        adopted = {place: self._numbers.get(number) for place, number in known.items()}
         # Under the caller's inference mode they would be inference tensors, which nobody can write to after it.
         with torch.inference_mode(False):
             self._fresh.append(tree.update(spec.nodes, tensors, adopted, parted=spec.parted))
 
     def own_tensors(self, numbered: list[Numbered], tensors: TensorReader) -> None:
         """Have leaves that were sent and come back be the ones that they are here."""
-        for one in numbered:
+        for one in [] if self.rebuilding else numbered:
             own = self._numbers.get(one.number)
             if one.kind == "leaf" and own is not None and own.is_leaf:
                 tensors.put(one.tensor, own)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from isohub.errors import IsohubError, LostObjectError, RemoteProtocolError, RestartError, WorkerError
 from isohub.hub.lock import using
-from isohub.model.journal import Build, Part
+from isohub.model.journal import Build, Operation, Part
 from isohub.model.objects import Lease, RemoteObject
 from isohub.model.tree import Tree
 from isohub.supervisor.raised import clean
@@ -60,18 +60,19 @@ def _build_again(table: ProxyTable, worker: Worker, build: Build) -> None:
     parts = [part for part in build.parts if part.lease is not None]
     restart = worker.restart
     assert restart is not None, "a lease of a process before this one"
+    table.rebuilding += 1
     try:
         with using(build.lock), restart.replaying(worker, build.modes):
             fields: dict[str, Any] = {"name": entrypoint, "metadata": build.metadata}
             result = worker.request("build", args, kwargs, muted=True, **fields)
         found = [(part, _find(worker, part, result)) for part in parts]
+        del result
         for part, new in found:
             part.stand_in = new._isohub_lease
         operations = sorted(((one, part) for part in parts for one in part.operations), key=lambda two: two[0].order)
         for one, part in operations:
-            with restart.replaying(worker, one.modes):
-                worker.request(one.verb, one.args, one.kwargs, muted=True, of=part.stand_in, path=one.path,
-                               name=one.name)  # fmt: skip
+            assert part.stand_in is not None, "given to all of them"
+            _do_again(worker, part.stand_in, one)
         with restart.replaying(worker, TorchState()):
             for part, new in found:
                 _take_place(table, worker, part, new)
@@ -87,8 +88,15 @@ def _build_again(table: ProxyTable, worker: Worker, build: Build) -> None:
             entrypoint=entrypoint,
         ) from error
     finally:
+        table.rebuilding -= 1
         for part in parts:
             part.stand_in = None
+
+
+def _do_again(worker: Worker, lease: Lease, one: Operation) -> None:
+    assert worker.restart is not None, "it has been started again"
+    with worker.restart.replaying(worker, one.modes):
+        worker.request(one.verb, one.args, one.kwargs, muted=True, of=lease, path=one.path, name=one.name)
 
 
 def _find(worker: Worker, part: Part, result: Any) -> Any:
@@ -99,8 +107,10 @@ def _find(worker: Worker, part: Part, result: Any) -> Any:
             new = new[key]
         except (LookupError, TypeError):
             raise _differs(worker, part, [f"there is nothing at {list(part.place)!r:.200} of the result"]) from None
-    if part.path:
-        new = copy.deepcopy(new.get_submodule(part.path))
+    for operations, path in part.copied:
+        for one in operations:
+            _do_again(worker, new._isohub_lease, one)
+        new = copy.deepcopy(new.get_submodule(path)) if path else new
     if not (isinstance(new, RemoteObject) or "_isohub_tree" in getattr(new, "__dict__", ())):
         raise _differs(worker, part, [f"at {list(part.place)!r:.200} of the result is a {type(new).__name__}"])
     return new

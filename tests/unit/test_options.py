@@ -22,6 +22,7 @@ def test_defaults_change_nothing():
         "timeout_s": None,
         "start_timeout_s": DEFAULT_START_TIMEOUT_S,
         "dedicated": False,
+        "restart": "never",
     }
 
 
@@ -35,6 +36,8 @@ def test_defaults_change_nothing():
         {"timeout_s": 1e-9},
         {"start_timeout_s": 0.5},
         {"dedicated": True},
+        {"restart": "on-crash"},
+        {"restart": "never"},
     ],
     ids=str,
 )
@@ -71,6 +74,8 @@ def test_wrong_type_is_refused_when_made(settings: dict[str, Any], message: str)
     "settings",
     [
         {"env": {"": "1"}},
+        {"restart": "always"},
+        {"restart": True},
         {"env": {"A=B": "1"}},
         {"env": {"A\0": "1"}},
         {"env": {"A": "1\0"}},
