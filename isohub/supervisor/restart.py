@@ -31,6 +31,8 @@ __all__ = ["MAX_TRIES", "PAUSE_S", "Restart"]
 MAX_TRIES = 3
 # So much time has to pass then between one try and the next; a single call that goes well ends that.
 PAUSE_S = 5.0
+# Requests that go well in a worker that dies with every call.
+_SAYS_LITTLE = ("getattr", "dir", "describe", "release")
 
 
 class Restart:
@@ -81,7 +83,7 @@ class Restart:
             yield
         finally:
             self._depth -= 1
-        if not self._depth and verb != "release":
+        if not self._depth and verb not in _SAYS_LITTLE:
             self._tries = 0
 
     @contextmanager

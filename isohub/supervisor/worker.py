@@ -18,7 +18,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 from isohub.errors import (
@@ -54,7 +54,6 @@ __all__ = ["Worker"]
 CLOSE_GRACE_S = 5.0
 # How long to wait for the exit status of a worker that has hung up; the forkserver reaps it at once.
 _STATUS_S = 2.0
-_UNGUARDED: AbstractContextManager[None] = nullcontext()
 
 
 class Worker:
@@ -91,7 +90,7 @@ class Worker:
         self.pid = 0
 
     def __repr__(self) -> str:
-        return f"<Worker {self.label} pid={self.pid} {self._state.value}>"
+        return f"<Worker {self.label} pid={self.pid} {self._state.value}{f' restarts={n}' if (n := self.restarts) else ''}>"
 
     def __enter__(self) -> Worker:  # noqa: PYI034 - Self is of Python 3.11
         return self
@@ -171,7 +170,7 @@ class Worker:
             args: Positional arguments for it.
             kwargs: Keyword arguments for it.
             muted: Whether to keep what it prints to ourselves.
-            of: The lease of the object to do it with; else its handle is among `fields`, or it needs none.
+            of: The lease of the object to do it with, if its handle is not among `fields`.
             **fields: Further fields of `wire.messages.Request`.
 
         Raises:
@@ -185,7 +184,7 @@ class Worker:
         """
         if os.getpid() != self._owner_pid:
             self.check()  # before the lock, which another thread may have held when this process was forked
-        with self._lock, _UNGUARDED if self.restart is None else self.restart.around(self, verb):
+        with self._lock, contextlib.nullcontext() if self.restart is None else self.restart.around(self, verb):
             self.check()
             if self._state not in (State.IDLE, State.SERVING):
                 raise endings.reentered(self._who)
@@ -301,6 +300,9 @@ class Worker:
         """Kill a worker that lied, not in how it said something, but in what: no other takes its place."""
         self._end = self._end or endings.lied(self._who, fault)
         self.kill()
+        with self._lock:
+            if self._state is State.IDLE:  # else the request that is under way finds it dead
+                self._finish(Event.DEATH, self._end)
 
     def check(self) -> None:
         """Raise if nothing can be asked of this worker.
