@@ -36,22 +36,18 @@ _SAYS_LITTLE = ("getattr", "dir", "describe", "release")
 
 
 class Restart:
-    """What is needed to start one worker again, and how often that was done.
+    """What is needed to start one worker again.
 
     Args:
         forkserver: Where its processes come from.
         prepare: What each is told first.
         checkout: The files.
         make_proxies: Makes what stands for the objects of a new process.
-
-    Attributes:
-        count: How often a new process was started.
     """
 
     def __init__(
         self, forkserver: ForkServer, prepare: Prepare, checkout: Checkout, make_proxies: Callable[[], Proxies]
     ) -> None:
-        self.count = 0
         self._forkserver = forkserver
         self._prepare = prepare
         self._checkout = checkout
@@ -120,9 +116,9 @@ class Restart:
                 "the model cannot be built again from them. Its weights stay readable here; load it again",
                 worker=worker.label,
             )
-        with trace.step("supervisor.restart", worker=worker.label, restarts=self.count + 1) as step:
+        with trace.step("supervisor.restart", worker=worker.label, restarts=worker.restarts + 1) as step:
             self._tries += 1
-            self.count += 1
+            worker.restarts += 1
             self._last = time.monotonic()
             worker._state = after(worker._state, Event.RESTART)
             worker._end = None

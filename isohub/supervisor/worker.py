@@ -74,6 +74,7 @@ class Worker:
         self.kept = KeptSegments() if isolation.restart == "on-crash" else None
         self.border = Border(self.kept)
         self.restart: Restart | None = None  # once it has started; None: its death is for good
+        self.restarts = 0  # how often a new process was started in the place of one that died
         self.calls = 0
         self.started_at = time.time()  # noqa: TID251 - a date to show, not a duration
         self._background = background
@@ -90,7 +91,8 @@ class Worker:
         self.pid = 0
 
     def __repr__(self) -> str:
-        return f"<Worker {self.label} pid={self.pid} {self._state.value}{f' restarts={n}' if (n := self.restarts) else ''}>"
+        again = f" restarts={self.restarts}" if self.restarts else ""
+        return f"<Worker {self.label} pid={self.pid} {self._state.value}{again}>"
 
     def __enter__(self) -> Worker:  # noqa: PYI034 - Self is of Python 3.11
         return self
@@ -106,14 +108,8 @@ class Worker:
     @property
     def alive(self) -> bool:
         """Whether it can be asked anything; the process may have to be started again for that."""
-        if self._state is State.BROKEN:
-            return self.restart is not None and self.restart.may_follow(self._end)
-        return self._state is not State.CLOSED
-
-    @property
-    def restarts(self) -> int:
-        """How often a new process has been started in the place of one that died."""
-        return 0 if self.restart is None else self.restart.count
+        may_follow = self.restart is not None and self.restart.may_follow(self._end)
+        return may_follow if self._state is State.BROKEN else self._state is not State.CLOSED
 
     @property
     def weights_nbytes(self) -> int:

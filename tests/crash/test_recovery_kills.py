@@ -1,4 +1,4 @@
-"""Workers killed at random moments of a training run that goes on: ISOHUB_RECOVERY_KILLS says how many (500 is much)."""
+"""Workers killed at random moments of a training run that goes on. ISOHUB_RECOVERY_KILLS says how many; 500 is all."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ HUBCONF = """
 
 
 def test_training_survives_kills(repo_of: Callable[..., str], one_thread: None):
-    """However often its worker is killed, a run comes to its end, and each step that succeeded was done exactly once."""
+    """However often its worker is killed, a run comes to its end, and each step that succeeded was done once."""
     model = isohub.load(repo_of(HUBCONF), "net", isolate=isohub.Isolation(restart="on-crash"))
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     (worker,) = isohub.workers()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 import isohub
 from isohub.errors import BrokenWorkerError, RemoteProtocolError, RestartError, WorkerClosedError
 from isohub.supervisor.restart import MAX_TRIES, PAUSE_S
+from tests.helpers.leaks import holdings
 from tests.helpers.repos import git, make_repo, url, write_files
 from tests.helpers.waiting import until
 
@@ -60,9 +61,7 @@ X = torch.tensor([[1.0, 2.0]])
 RESTART = isohub.Isolation(restart="on-crash")
 
 
-@pytest.fixture(autouse=True)
-def _threads(one_thread: None) -> Iterator[None]:
-    yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
@@ -102,7 +101,7 @@ def test_threads_start_one_worker(repo: str):
         found = list(pool.map(call, range(8)))
 
     assert all(torch.equal(expected[index % 4], value) for index, value in enumerate(found))
-    assert [1] == [worker.restarts for worker in isohub.workers()]
+    assert [worker.restarts for worker in isohub.workers()] == [1]
 
 
 def test_loads_after_a_crash_find_the_new_worker(repo: str):
@@ -112,10 +111,10 @@ def test_loads_after_a_crash_find_the_new_worker(repo: str):
         crash(old)
         new = isohub.load(repo, "net", isolate=RESTART)
 
-        assert ["Net", "liar", "net"] == held.list()
+        assert held.list() == ["Net", "liar", "net"]
         assert old(X).shape == new(X).shape
         assert old.isohub.pid == new.isohub.pid
-        assert [1] == [worker.restarts for worker in isohub.workers()]
+        assert [worker.restarts for worker in isohub.workers()] == [1]
         assert "restarts=1" in repr(isohub.workers()[0])
 
 
@@ -136,7 +135,7 @@ def test_closed_worker_stays_closed(repo: str):
     for model in models:
         with pytest.raises(WorkerClosedError):
             model(X)
-    assert [] == isohub.workers()
+    assert isohub.workers() == []
 
 
 def test_liar_is_not_started_again(repo: str):
@@ -148,7 +147,7 @@ def test_liar_is_not_started_again(repo: str):
     for _ in range(2):
         with pytest.raises(RemoteProtocolError, match="was killed"):
             model(X)
-    assert [] == isohub.workers()
+    assert isohub.workers() == []
 
 
 def test_same_commit_comes_back(tmp_path: Path, forkserver: int):
@@ -160,7 +159,7 @@ def test_same_commit_comes_back(tmp_path: Path, forkserver: int):
 
     crash(model)
 
-    assert 1 == model.version()
+    assert model.version() == 1
 
 
 def test_edited_working_tree_is_an_error(tmp_path: Path, forkserver: int):
@@ -168,7 +167,7 @@ def test_edited_working_tree_is_an_error(tmp_path: Path, forkserver: int):
     write_files(tmp_path / "tree", {"hubconf.py": HUBCONF})
     model = isohub.load(tmp_path / "tree", "net", isolate=RESTART)
     crash(model)
-    assert 1 == model.version()
+    assert model.version() == 1
 
     write_files(tmp_path / "tree", {"hubconf.py": HUBCONF.replace("VERSION = 1", "VERSION = 22")})
     crash(model)
@@ -176,7 +175,7 @@ def test_edited_working_tree_is_an_error(tmp_path: Path, forkserver: int):
     for _ in range(2):
         with pytest.raises(RestartError, match="were edited"):
             model.version()
-    assert (3, 2) == model.state_dict()["layer.weight"].shape
+    assert model.state_dict()["layer.weight"].shape == (3, 2)
 
 
 def test_other_shape_is_an_error_that_names_it(repo: str, note: Path):
@@ -188,14 +187,14 @@ def test_other_shape_is_an_error_that_names_it(repo: str, note: Path):
 
     with pytest.raises(RestartError, match="not what died") as caught:
         model(X)
-    assert "net" == caught.value.entrypoint
-    assert (
+    assert caught.value.entrypoint == "net"
+    assert caught.value.differences == (
         "its parameter 'layer.bias' is (5,), not (3,)", "its parameter 'layer.weight' is (5, 2), not (3, 2)"
-    ) == caught.value.differences  # fmt: skip
+    )  # fmt: skip
 
     note.unlink()
     assert torch.equal(expected, model(X))
-    assert [1] == [worker.restarts for worker in isohub.workers()]
+    assert [worker.restarts for worker in isohub.workers()] == [1]
 
 
 @pytest.mark.parametrize(("order", "text"), [("raise", "LookupError: no weights"), ("die", "SIGKILL")])
@@ -223,7 +222,7 @@ def test_crash_loop_is_slowed_down(repo: str):
     with pytest.raises(RestartError, match="died 4 times") as caught:
         model(X)
     assert 0 < caught.value.retry_after_s <= PAUSE_S
-    assert MAX_TRIES == isohub.workers()[0].restarts
+    assert isohub.workers()[0].restarts == MAX_TRIES
 
     def works() -> bool:
         try:
@@ -232,7 +231,7 @@ def test_crash_loop_is_slowed_down(repo: str):
             return False
 
     until(works, timeout_s=4 * PAUSE_S)
-    assert MAX_TRIES + 1 == isohub.workers()[0].restarts
+    assert isohub.workers()[0].restarts == MAX_TRIES + 1
 
 
 def test_good_call_ends_the_count(repo: str):
@@ -247,7 +246,7 @@ def test_good_call_ends_the_count(repo: str):
 
 
 def test_death_within_a_hook_fails_the_outer_call(repo: str):
-    """A hook that survives the death of its worker gets no new one in the middle of the call, which fails as it must."""
+    """A hook that survives the death of its worker gets no new one in the middle of the call, which fails."""
     model = isohub.load(repo, "net", isolate=RESTART)
     expected = model(X)
     seen: list[type[Exception]] = []
@@ -272,9 +271,7 @@ def test_kept_descriptors_go_with_the_weights(repo: str):
     """There is one descriptor for each piece of weights, as long as the model lives, and none without `restart`."""
 
     def descriptors() -> int:
-        found = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if fd.isdigit()
-                 and os.path.exists(f"/proc/self/fd/{fd}")]  # fmt: skip
-        return sum("memfd:isohub" in target for target in found)
+        return sum("memfd:isohub" in name for name in holdings()["descriptors"].elements())
 
     plain = isohub.load(repo, "net")
     before = descriptors()
