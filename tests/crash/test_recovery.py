@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 from collections.abc import Callable
@@ -261,7 +262,6 @@ def test_kinds_of_modules_come_back(repo: str, entrypoint: str):
 
     assert torch.equal(expected, result())
     assert_same(before, state_of(model))
-    result().sum()
     model(X)[0].sum().backward()
     assert next(model.parameters()).grad is not None
 
@@ -330,8 +330,6 @@ def test_all_of_a_result_comes_back_together(repo: str):
 
 def test_copies_come_back(repo: str):
     """A deep copy, and a copy of a part, are built again apart from their original."""
-    import copy
-
     model = isohub.load(repo, "net", isolate=RESTART).eval()
     model.head = torch.nn.Linear(8, 2)
     whole, part = copy.deepcopy(model), copy.deepcopy(model.body)
@@ -361,7 +359,6 @@ def test_what_cannot_come_back_says_so(repo: str):
         with pytest.raises(LostObjectError, match="cannot be built again") as caught:
             use()
         assert lost.replace("builtins.", "") == caught.value.lost.replace("builtins.", "")
-    assert torch.equal(model(X), model(X)) or model.training
 
 
 def test_overdue_worker_is_replaced(repo: str):

@@ -7,6 +7,7 @@ import random
 import threading
 from collections.abc import Callable
 
+import pytest
 import torch
 
 import isohub
@@ -35,6 +36,7 @@ HUBCONF = """
 """
 
 
+@pytest.mark.timeout(120 + 10 * KILLS)
 def test_training_survives_kills(repo_of: Callable[..., str], one_thread: None):
     """However often its worker is killed, a run comes to its end, and each step that succeeded was done once."""
     model = isohub.load(repo_of(HUBCONF), "net", isolate=isohub.Isolation(restart="on-crash"))
@@ -58,7 +60,7 @@ def test_training_survives_kills(repo_of: Callable[..., str], one_thread: None):
             until(lambda pid=pid: worker.pid != pid, timeout_s=120.0)
         done.set()
 
-    killer = threading.Thread(target=kill_again_and_again)
+    killer = threading.Thread(target=kill_again_and_again, daemon=True)
     forwards = steps = failed = pauses = 0
     killer.start()
     while not done.is_set():
