@@ -16,7 +16,7 @@ from isohub import trace
 from isohub.hub import leases
 from isohub.hub.lock import using
 from isohub.hub.pipeline import Request
-from isohub.model import artifacts
+from isohub.model import artifacts, journal
 from isohub.model.artifacts import Returns
 from isohub.model.in_process import load_in_process
 from isohub.model.objects import names_in, text_in
@@ -311,20 +311,22 @@ class Repo:
                 worker = self._ready()
                 parts = self._request_of(worker, "build", (args, kwargs, self._example_inputs), {}, **asked)
                 return artifacts.make(self._returns, parts, known, worker)
+            recipe = self._recipe(name, args, kwargs, asked["metadata"])
             result = self._ask("build", args, kwargs, **asked)
             stamp(result, name)
             if self._returns == "state_dict":
                 return artifacts.mark(result, known)
-            remember(result, self._recipe(name, args, kwargs))
+            remember(result, recipe)
             return result
 
-    def _recipe(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recipe:
+    def _recipe(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], metadata: dict[str, str]) -> Recipe:
         return Recipe(
             load=_load_again,
             ref=self.ref if self.commit is None else replace(self.ref, ref=None, commit=self.commit),
             ref_name=self.checkout.ref_name,
             call=(name, args, kwargs),
             isolation=self._isolation or Isolation(),
+            build=journal.begin(self._isolation, (name, args, kwargs), metadata, self._request.lock),
         )
 
     def close(self) -> None:

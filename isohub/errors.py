@@ -19,6 +19,8 @@
         ├── WorkerError             the worker process, not the code in it, is the trouble
         │   ├── WorkerStartError    it never became ready
         │   ├── BrokenWorkerError   it died
+        │   │   ├── RestartError    a new one could not be started in its place, or a model not be built again there
+        │   │   └── LostObjectError something died with it that cannot be built again
         │   ├── WorkerTimeoutError  (TimeoutError) it did not answer in time, and was killed
         │   ├── WorkerClosedError   it was closed by this program
         │   └── ForeignProcessError the handle belongs to another process (this one is a fork)
@@ -47,12 +49,14 @@ __all__ = [
     "IsohubError",
     "LocalProtocolError",
     "LockError",
+    "LostObjectError",
     "MissingDependencyError",
     "ProtocolError",
     "RefError",
     "RemoteError",
     "RemoteProtocolError",
     "ResolveError",
+    "RestartError",
     "UnreachableError",
     "UntrustedRepoError",
     "WorkerClosedError",
@@ -276,6 +280,54 @@ class BrokenWorkerError(WorkerError):
         super().__init__(message, worker=worker, stderr_tail=stderr_tail)
         self.exit_code = exit_code
         self.signal = signal
+
+
+class RestartError(BrokenWorkerError):
+    """A worker died, and could not be replaced by a new one, or a model could not be built again in that.
+
+    Attributes:
+        entrypoint: The entrypoint that was to build it again; empty if it did not come to that.
+        differences: Where the model that was built differs from the one that died.
+        retry_after_s: After how many seconds a call will try again; None if the next one does.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        worker: str = "",
+        stderr_tail: tuple[str, ...] = (),
+        exit_code: int | None = None,
+        signal: str | None = None,
+        entrypoint: str = "",
+        differences: tuple[str, ...] = (),
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message, worker=worker, stderr_tail=stderr_tail, exit_code=exit_code, signal=signal)
+        self.entrypoint = entrypoint
+        self.differences = differences
+        self.retry_after_s = retry_after_s
+
+
+class LostObjectError(BrokenWorkerError):
+    """Something died with its worker, and cannot be built again: no load returned it as it was.
+
+    Attributes:
+        lost: What it was, e.g. `"a RemoteObject (generator)"`.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        worker: str = "",
+        stderr_tail: tuple[str, ...] = (),
+        exit_code: int | None = None,
+        signal: str | None = None,
+        lost: str = "",
+    ) -> None:
+        super().__init__(message, worker=worker, stderr_tail=stderr_tail, exit_code=exit_code, signal=signal)
+        self.lost = lost
 
 
 class WorkerTimeoutError(WorkerError, TimeoutError):

@@ -44,6 +44,10 @@ class Isolation:
             `MemoryError`, or a `RuntimeError` of torch's, that names this setting. It holds for each
             process that the repository starts as well.
         open_files: Descriptors that the worker may have open; None for as many as this process.
+        restart: What becomes of models whose worker died. `"never"`: their weights stay readable, and calls raise
+            `BrokenWorkerError`. `"on-crash"`: the call that was under way raises, and is never made twice; the
+            next one starts a new worker, which builds them again on the weights that this program still holds.
+            For that the arguments of loads are kept, and one descriptor for each piece of weights.
 
     Raises:
         TypeError: A value is of the wrong type.
@@ -62,6 +66,7 @@ class Isolation:
     results: Literal["shared", "frozen"] = "shared"
     memory_bytes: int | None = None
     open_files: int | None = None
+    restart: Literal["on-crash", "never"] = "never"
 
     def __post_init__(self) -> None:
         if self.setup is not None and not callable(self.setup):
@@ -82,6 +87,8 @@ class Isolation:
             raise TypeError(f"Isolation(dedicated=...) takes True or False, not {self.dedicated!r}")
         if self.results not in ("shared", "frozen"):
             raise ValueError(f'Isolation(results=...) must be "shared" or "frozen", not {self.results!r}')
+        if self.restart not in ("on-crash", "never"):
+            raise ValueError(f'Isolation(restart=...) takes "on-crash" or "never", not {self.restart!r}')
 
     def __reduce__(self) -> tuple[object, ...]:
         # A mapping proxy can be neither copied nor pickled.

@@ -129,7 +129,7 @@ class RemoteGraph:
         wanted = [index for index, need in enumerate(needed) if need]
         positions = [self._positions[index] for index in wanted]
         lease = self._lease
-        answer = lease.worker.request("backward", (list(gradients), positions, _keeps_graph()), handle=lease.handle)
+        answer = lease.worker.request("backward", (list(gradients), positions, _keeps_graph()), of=lease)
         with judged(lease.worker):
             return self._gradients(answer, wanted, len(needed))
 

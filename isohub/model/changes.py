@@ -16,6 +16,7 @@ from isohub.errors import LocalProtocolError
 from isohub.wire.messages import TreeChange
 
 if TYPE_CHECKING:
+    from isohub.model.journal import Build
     from isohub.model.objects import Lease
 
 __all__ = ["Shared", "Survivors"]
@@ -94,10 +95,14 @@ class Survivors:
         lease: Of the tree, kept as long as any of them lives.
         tensors: All of the tree's.
         gone: Called when the last of them has died.
+
+    Attributes:
+        build: The load that the tree came from; None if it came otherwise.
     """
 
     def __init__(self, lease: Lease, tensors: list[torch.Tensor], gone: Callable[[Survivors], None]) -> None:
         self.lease = lease
+        self.build: weakref.ref[Build] | None = None
         self._alive: dict[int, weakref.ref[torch.Tensor]] = {}
         self._known = {place: (tensor._version, tensor.requires_grad) for place, tensor in enumerate(tensors)}
         self._telling: dict[int, tuple[int, bool]] = {}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from isohub.model import journal
 from isohub.model.objects import ask
 from isohub.model.recipe import inherit, members_of
 from isohub.model.state import flags_of
@@ -34,6 +35,7 @@ def duplicate(module: IsolatedModule, memo: dict[Any, Any] | None) -> Any:
     if not isinstance(result, torch.nn.Module) or result is module:
         return result  # its class has copies of its own kind
     inherit(module, result)  # type: ignore[arg-type]
+    journal.inherit(module, result)  # type: ignore[arg-type]
     parts = dict(result.named_modules(remove_duplicate=False))
     for path, before in module.named_modules():
         after = parts.get(path)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from isohub.errors import LocalProtocolError, RemoteProtocolError
-from isohub.model import recipe
+from isohub.model import journal, recipe
 from isohub.supervisor.worker import Worker
 from isohub.wire.messages import Verb
 from isohub.wire.texts import clean
@@ -42,13 +42,29 @@ class Lease:
         self.worker = worker
         self.handle = handle
         self.origin: Any = None  # how it came, for pickles; see `model.recipe`
+        self.part: journal.Part | None = None  # how it is built again, if it is; see `model.journal`
+        self.stands_for: weakref.ref[Any] | None = None  # the module tree or object of this handle
+        self.table: Any = None  # of the process in which the handle means something
+        self.what = "an object"
+        self._released = released
         self._received = [0]
-        finalizer = weakref.finalize(self, _release, released, handle, self._received)
-        finalizer.atexit = False
+        self._watch()
 
     def receive(self) -> None:
         """Count that the worker sent the handle once more."""
         self._received[0] += 1
+
+    def take_over(self, other: Lease) -> None:
+        """Be the lease of another handle from now on, of which `other` knows nothing more."""
+        other._finalizer.detach()
+        self._finalizer.detach()
+        self.handle, self.table = other.handle, other.table
+        self._released, self._received = other._released, other._received
+        self._watch()
+
+    def _watch(self) -> None:
+        self._finalizer = weakref.finalize(self, _release, self._released, self.handle, self._received)
+        self._finalizer.atexit = False
 
 
 def _release(released: Callable[[int, int], None], handle: int, received: list[int]) -> None:
@@ -149,7 +165,10 @@ class BoundMethod:
 def ask(proxy: Any, verb: Verb, *args: Any, name: str = "", kwargs: dict[str, Any] | None = None) -> Any:
     """Ask the worker of `proxy` to do something with what it stands for."""
     lease: Lease = proxy._isohub_lease
-    return lease.worker.request(verb, args, kwargs, handle=lease.handle, path=proxy._isohub_path, name=name)
+    if lease.part is None or verb not in journal.VERBS:
+        return lease.worker.request(verb, args, kwargs, of=lease, path=proxy._isohub_path, name=name)
+    with journal.noting(proxy, verb, args, kwargs, name):
+        return lease.worker.request(verb, args, kwargs, of=lease, path=proxy._isohub_path, name=name)
 
 
 def run_in(target: Any, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -12,8 +12,10 @@ import torch
 
 from isohub.errors import LocalProtocolError, RemoteProtocolError
 from isohub.hub.checkout import Checkout
+from isohub.model import recovery
 from isohub.model.autograd import Numbers, RemoteGraph
 from isohub.model.changes import Shared, Survivors
+from isohub.model.journal import Build, Place
 from isohub.model.module import IsolatedModule
 from isohub.model.objects import BoundMethod, Lease, RemoteObject, nested, object_class
 from isohub.model.records import make_record, parts_of
@@ -23,6 +25,7 @@ from isohub.supervisor.worker import Worker
 from isohub.wire import structs
 from isohub.wire.messages import Graph, Numbered, TreeChange
 from isohub.wire.specs import ModuleSpec
+from isohub.wire.texts import clean
 from isohub.wire.values import MAX_HANDLES, Record, Ref
 
 __all__ = ["ProxyTable"]
@@ -31,7 +34,7 @@ _UNSEEN = torch.empty(0)
 
 
 class ProxyTable:
-    """Everything in this process that stands for objects of one worker; see `supervisor.border.Proxies`."""
+    """Everything in this process that stands for objects of one worker; see `supervisor.proxies.Proxies`."""
 
     def __init__(self, worker: Worker, checkout: Checkout) -> None:
         self._worker = worker
@@ -48,13 +51,14 @@ class ProxyTable:
         self._numbers = Numbers()
         self._outputs: dict[tuple[int, int], torch.Tensor] = {}  # of graphs of this exchange: (handle, position)
         self._making = 0
+        self.rebuilding = 0  # above 0, what the worker says is of stand-ins: nothing of here is put into them
         self._fresh: list[IsolatedModule] = []  # keeps new roots until the value that names them is made
 
     def ref_of(self, value: object) -> Ref | None:
         """Return what `value` stands for in its worker; None when it is no proxy."""
         if isinstance(value, torch.nn.Parameter):
             return self._own(value)
-        if not isinstance(value, RemoteObject | IsolatedModule | BoundMethod):
+        if not isinstance(value, RemoteObject | IsolatedModule | BoundMethod | Place):
             return None
         lease = value._isohub_lease
         if lease.worker is not self._worker:
@@ -63,8 +67,13 @@ class ProxyTable:
                 "pass the data instead"
             )
         if isinstance(value, BoundMethod):
-            return Ref("method", lease.handle, value._isohub_path, value.__name__)
-        return Ref("module" if isinstance(value, IsolatedModule) else "object", lease.handle, value._isohub_path)
+            return Ref("method", self.handle_of(lease), value._isohub_path, value.__name__)
+        is_module = value.is_module if isinstance(value, Place) else isinstance(value, IsolatedModule)
+        return Ref("module" if is_module else "object", self.handle_of(lease), value._isohub_path)
+
+    def handle_of(self, lease: Lease) -> int:
+        """Return the handle of a lease; what a process before this one had is built again."""
+        return lease.handle if lease.table is self else recovery.handle_of(self, lease)
 
     def numbered(self, noted: list[tuple[int, torch.Tensor]]) -> list[Numbered]:
         """Number tensors that are being sent; see `Numbers`."""
@@ -76,17 +85,19 @@ class ProxyTable:
         if tree is None:
             lease, survivors = self._lease(spec.handle), self._survivors.pop(spec.handle, None)
             tree = Tree(lease, self._checkout, self._mirrors, self._trees, survivors=survivors, died=self._tree_died)
+            lease.what = f"an isolated module ({clean(spec.nodes[0].type_name, 200) if spec.nodes else '?'})"
             self._trees[spec.handle] = tree
         if spec.parted:
             tree.lease.receive()
-        adopted = {place: self._numbers.get(number) for place, number in numbered.items()}
+        known = {} if self.rebuilding else numbered
+        adopted = {place: self._numbers.get(number) for place, number in known.items()}
         # Under the caller's inference mode they would be inference tensors, which nobody can write to after it.
         with torch.inference_mode(False):
             self._fresh.append(tree.update(spec.nodes, tensors, adopted, parted=spec.parted))
 
     def own_tensors(self, numbered: list[Numbered], tensors: TensorReader) -> None:
         """Have leaves that were sent and come back be the ones that they are here."""
-        for one in numbered:
+        for one in [] if self.rebuilding else numbered:
             own = self._numbers.get(one.number)
             if one.kind == "leaf" and own is not None and own.is_leaf:
                 tensors.put(one.tensor, own)
@@ -107,6 +118,7 @@ class ProxyTable:
                 raise RemoteProtocolError(f"tensor {place} as a view of tensor {of}, which it cannot be")
             shown.add(place)
         lease = self._lease(graph.handle)
+        lease.what = "the graph of a call, which a backward pass goes through"
         lease.receive()
         found = [self._leaf(*leaf) for leaf in graph.leaves]
         leaves = [(position, leaf) for position, leaf in enumerate(found) if leaf is not None and leaf.requires_grad]
@@ -166,8 +178,18 @@ class ProxyTable:
         found = self._objects.get(ref.handle)
         if found is None:
             found = object_class(RemoteObject, ref.protocols)(lease, ref.type_name)
+            lease.what, lease.stands_for = f"a RemoteObject ({clean(ref.type_name, 200)})", weakref.ref(found)
             self._objects[ref.handle] = found
         return found
+
+    def put_object(self, found: RemoteObject) -> None:
+        """Have `found` stand for the object of its lease from now on."""
+        lease = found._isohub_lease
+        self._leases[lease.handle], self._objects[lease.handle] = lease, found
+
+    def put_tree(self, tree: Tree) -> None:
+        """Have the lease of a tree be the one of its handle from now on."""
+        self._leases[tree.lease.handle] = tree.lease
 
     def record(self, record: Record, members: list[Any]) -> object:
         """Return the record."""
@@ -236,6 +258,11 @@ class ProxyTable:
         # Of a parameter that nobody here holds any more nobody can see a gradient.
         return _UNSEEN if found is None else found
 
+    def has_survivors(self, build: Build) -> bool:
+        """Whether there are parameters here, without their module, that may be of what this load returned."""
+        origins = [survivors.build for survivors in list(self._survivors.values())]
+        return any(origin is None or origin() is build for origin in origins)
+
     def _tree_died(self, lease: Lease, shared: Shared) -> None:
         # May run inside the garbage collector.
         with suppress(LocalProtocolError):
@@ -246,10 +273,12 @@ class ProxyTable:
             if self._survivors.get(lease.handle) is survivors:
                 del self._survivors[lease.handle]
 
-        lease.origin = None  # it may lead to modules of the caller's with some of the parameters
+        part = lease.part
+        lease.origin = lease.part = None  # they may lead to modules of the caller's with some of the parameters
         if any(isinstance(tensor, torch.nn.Parameter) for tensor in shared.tensors):
             # Those that die now leave the table at once.
-            self._survivors[lease.handle] = Survivors(lease, shared.tensors, gone)
+            survivors = self._survivors[lease.handle] = Survivors(lease, shared.tensors, gone)
+            survivors.build = None if part is None else weakref.ref(part.build)
 
     def _lease(self, handle: int) -> Lease:
         lease = self._leases.get(handle)
@@ -265,6 +294,7 @@ class ProxyTable:
                     worker.release_soon()
 
             lease = self._leases[handle] = Lease(worker, handle, gone)
+            lease.table = self
         return lease
 
     def _module(self, ref: Ref) -> IsolatedModule:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from isohub.errors import LocalProtocolError
+from isohub.model.journal import Build, Part
 from isohub.model.weights import Weights
 from isohub.options import Isolation
 from isohub.refs import RepoRef
@@ -43,11 +44,13 @@ class Recipe:
     """One load. All that came from it shares one recipe, so that one pickle of several loads once.
 
     Attributes:
-        load: Follows a recipe: called with all the other attributes, in order; returns a tuple of the result alone.
+        load: Follows a recipe: called with the other attributes but the last, in order;
+            returns a tuple of the result alone.
         ref: The repository at its commit; without one, for a working tree.
         ref_name: The branch or tag that was taken.
         call: Name of the entrypoint, its positional and its keyword arguments.
         isolation: The worker's settings.
+        build: How it is done again in a new worker, if it is.
     """
 
     load: Callable[..., tuple[Any]]
@@ -55,6 +58,7 @@ class Recipe:
     ref_name: str | None
     call: tuple[str, tuple[Any, ...], dict[str, Any]]
     isolation: Isolation
+    build: Build | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return self.load, (self.ref, self.ref_name, self.call, self.isolation)
@@ -86,6 +90,8 @@ def remember(result: Any, recipe: Recipe, place: tuple[Any, ...] = ()) -> None:
         if lease.origin is None and not result._isohub_path:
             looks = _looks(result) if "_isohub_tree" in getattr(result, "__dict__", ()) else {}
             lease.origin = Origin(recipe=recipe, place=place, looks=looks)
+            if recipe.build is not None:
+                lease.part = Part(lease, recipe.build, place)
     elif isinstance(result, list | tuple):
         for index, member in enumerate(result):
             remember(member, recipe, (*place, index))

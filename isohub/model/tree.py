@@ -67,6 +67,8 @@ class Tree:
         self._checkout = checkout
         self._mirrors: weakref.WeakValueDictionary[str, IsolatedModule] = weakref.WeakValueDictionary()
         self._paths: list[str] = []
+        self.nodes: list[ModuleNode] = []
+        lease.stands_for = weakref.ref(self)
 
     def __del__(self) -> None:
         # Not a finalizer of weakref's, which would keep the tensors, and with their hooks perhaps the tree, for good.
@@ -133,6 +135,35 @@ class Tree:
                 if own is parameter:
                     return path, name
         return None
+
+    def tensors(self) -> dict[int, torch.Tensor]:
+        """Return the parameters and buffers, as they are numbered in `nodes`."""
+        return dict(zip(places_of(self.nodes), self.shared.tensors, strict=True))
+
+    def paths(self) -> list[str]:
+        """Return the paths of the modules, in the order of `nodes`."""
+        return list(self._paths)
+
+    def move_to(self, other: Tree, tensors: dict[int, torch.Tensor]) -> None:
+        """Be what `other` is in another process: the same modules, on the tensors that are here.
+
+        Args:
+            other: A tree of the same shape, just made. It is not used any more.
+            tensors: Those of here, as they are numbered in the nodes of `other`.
+        """
+        self.lease.take_over(other.lease)
+        self._known, self._trees = other._known, other._trees
+        self._died, other._died = other._died, lambda *_: None  # the end of a stand-in is nobody's
+        self.nodes, self._paths = other.nodes, other._paths
+        for path, node in zip(self._paths, self.nodes, strict=True):
+            mirror = self._mirrors.get(path)
+            if mirror is not None:
+                mirror.__dict__["_isohub_node"] = node
+                self._known[node.number] = mirror
+        self.shared = Shared(self.lease.handle)
+        self.shared.take([tensors[place] for place in places_of(self.nodes)])
+        self._hooked = []
+        self._trees[self.lease.handle] = self
 
     def changes(self) -> TreeChange | None:
         """Return what was done here to the tree since the worker was last told; None if nothing."""
@@ -221,6 +252,7 @@ class _Update:
         tree._mirrors = weakref.WeakValueDictionary({one.path: one.mirror for one in made})
         tree._known.update((one.members["_isohub_node"].number, one.mirror) for one in made)
         tree._paths = [one.path for one in made]
+        tree.nodes = self._nodes
         tree.shared.take([self._parameters.get(place, self._tensors[place]) for place in places_of(self._nodes)])
         tree._survivors = None
         # The worker goes by the paths of before; it is told those of now.

@@ -129,7 +129,7 @@ class Weights:
         if other or buffers or flags or modes or attributes:
             lease = module._isohub_lease
             arguments = (other, buffers, (flags, modes), attributes)
-            lease.worker.request("state", arguments, handle=lease.handle, path=module._isohub_path, name="restore")
+            lease.worker.request("state", arguments, of=lease, path=module._isohub_path, name="restore")
 
 
 def _again(data: bytes | torch.Tensor, parameters: Any, buffers: Any, flags: Any, modes: Any) -> Weights:

@@ -19,9 +19,9 @@ import mmap
 import os
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ["Segment", "create_memfd", "seal", "write_at"]
+__all__ = ["KeptSegments", "Segment", "create_memfd", "seal", "write_at"]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -130,6 +130,22 @@ class Segment:
         self._unmap.atexit = False
         self._view = memoryview(whole).cast("B")
 
+    @classmethod
+    def over(cls, number: int, memory: Any, nbytes: int) -> Segment:
+        """Return a segment over memory that is mapped already, by another number: that of another worker."""
+        self = cls.__new__(cls)
+        self.number = number
+        self.nbytes = nbytes
+        self.frozen = False
+        self.address = ctypes.addressof(memory)
+        self._view = memoryview(memory).cast("B")
+        return self
+
+    @property
+    def memory(self) -> Any:
+        """The mapped memory: what every view keeps alive."""
+        return self._view.obj
+
     def __repr__(self) -> str:
         return f"<Segment {self.number} {self.nbytes / 1e6:.1f} MB {'frozen' if self.frozen else 'sealed'}>"
 
@@ -140,3 +156,51 @@ class Segment:
     def view(self, offset: int, nbytes: int) -> memoryview:
         """Return a view of `nbytes` bytes from `offset`; while it lives, so does the mapping."""
         return self._view[offset : offset + nbytes]
+
+
+class _Kept(NamedTuple):
+    memory: weakref.ref[Any]
+    nbytes: int
+    fd: int
+
+
+class KeptSegments:
+    """A descriptor for each segment, so that another process can be given it when the first one has died.
+
+    A mapping without a descriptor can be given to nobody. A descriptor is closed when its mapping ends, that is
+    when the last tensor that lies there has died.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[int, _Kept] = {}  # by address
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def keep(self, segment: Segment, fd: int) -> None:
+        """Keep a segment, with a descriptor of our own beside `fd`.
+
+        Raises:
+            OSError: There are no descriptors left.
+        """
+        kept = _Kept(weakref.ref(segment.memory), segment.nbytes, os.dup(fd))
+        self._kept[segment.address] = kept
+        finalizer = weakref.finalize(segment.memory, _let_go, self._kept, segment.address, kept)
+        finalizer.atexit = False
+
+    def find(self, address: int) -> tuple[Any, int, int] | None:
+        """Return the memory, size and descriptor of the segment that `address` lies in, if it is kept.
+
+        The memory holds it; the descriptor stays this object's.
+        """
+        for start, kept in list(self._kept.items()):
+            if start <= address < start + kept.nbytes:
+                memory = kept.memory()
+                return None if memory is None else (memory, kept.nbytes, kept.fd)
+        return None
+
+
+def _let_go(table: dict[int, _Kept], address: int, kept: _Kept) -> None:
+    if table.get(address) is kept:
+        del table[address]
+    os.close(kept.fd)

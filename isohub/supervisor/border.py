@@ -3,129 +3,37 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from isohub.errors import IsohubError, LocalProtocolError, RemoteProtocolError
 from isohub.shm.arena import Arena
-from isohub.shm.segment import Segment, create_memfd
+from isohub.shm.segment import KeptSegments, Segment, create_memfd
 from isohub.shm.tensors import Residents, TensorReader, why_not
 from isohub.shm.values import Packer, Unpacker
 from isohub.shm.watch import Watch
 from isohub.supervisor.arguments import pickle_argument
 from isohub.supervisor.frozen import MAX_LIVING, FrozenSegments
+from isohub.supervisor.proxies import Proxies
 from isohub.wire import codec, structs
 from isohub.wire.framing import MAX_MESSAGE_BYTES
 from isohub.wire.messages import (
     Granted,
-    Graph,
     NeedSegment,
-    Numbered,
     Payload,
     Request,
     TorchState,
-    TreeChange,
     Verb,
 )
-from isohub.wire.specs import Block, ModuleSpec, places_of
+from isohub.wire.specs import Block, places_of
 from isohub.wire.tree import Where, shown
 from isohub.wire.values import Items, Pairs, Record, Ref, TensorAt, Value
 
-__all__ = ["Border", "Proxies"]
+__all__ = ["Border"]
 
 # A worker may hold one segment for each time that it moved weights; a hostile one may ask for ever.
 MAX_SEGMENTS = 4096
-
-
-class Proxies(Protocol):
-    """What makes the things that stand for a worker's objects here; the layer above provides it."""
-
-    def ref_of(self, value: object) -> Ref | None:
-        """Return what a proxy stands for in its worker; None for what is no proxy.
-
-        Raises:
-            LocalProtocolError: It stands for something in another worker.
-        """
-
-    def numbered(self, noted: list[tuple[int, torch.Tensor]]) -> list[Numbered]:
-        """Number tensors that are being sent: parameters, and those that ask for gradients.
-
-        Args:
-            noted: Each with its place in the payload.
-        """
-
-    def module_tree(self, spec: ModuleSpec, tensors: TensorReader, numbered: dict[int, int]) -> None:
-        """Take in a module tree, new or changed.
-
-        Args:
-            spec: The tree.
-            tensors: The payload's.
-            numbered: Numbers, by their place there, of the parameters that came from here.
-
-        Raises:
-            RemoteProtocolError: It makes no sense.
-        """
-
-    def own_tensors(self, numbered: list[Numbered], tensors: TensorReader) -> None:
-        """Have tensors that were sent and come back be the ones that they are here.
-
-        Raises:
-            RemoteProtocolError: They were never sent.
-        """
-
-    def graph(self, graph: Graph, tensors: TensorReader) -> None:
-        """Make tensors that the worker computed part of the autograd graph here.
-
-        Raises:
-            RemoteProtocolError: It makes no sense.
-        """
-
-    def find(self, handle: int, path: str) -> Any:
-        """Return what stands for a module here: to call it calls its hooks.
-
-        Raises:
-            RemoteProtocolError: There is no such module.
-        """
-
-    def settled(self) -> None:
-        """Know that an exchange is over, with all that was asked within it."""
-
-    def changes(self, *, live: bool = True) -> list[TreeChange]:
-        """Return what was done here to module trees since the worker was last told.
-
-        Args:
-            live: Whether to look at those that are alive, or else only at those that are gone.
-        """
-
-    def changes_told(self) -> None:
-        """Know that the worker is told of the changes last returned."""
-
-    def proxy(self, ref: Ref) -> object:
-        """Return what stands for `ref`."""
-
-    def record(self, record: Record, members: list[Any]) -> object:
-        """Return the record."""
-
-    def parts(self, value: object) -> tuple[Record, list[Any]] | None:
-        """Take a record apart, its members unsaid; None for what is no record."""
-
-    def making(self) -> AbstractContextManager[None]:
-        """Keep what is made here until the value of an answer is, which holds it then."""
-
-    @property
-    def has_released(self) -> bool:
-        """Whether there is anything that `released` would return."""
-
-    def released(self) -> list[tuple[int, int]]:
-        """Return the handles that nobody holds any more, and how often each had been received."""
-
-    def held(self) -> int:
-        """Return how many of the worker's objects are held here."""
-
-    def put_back(self, released: list[tuple[int, int]]) -> None:
-        """Return these by the next `released` again: they could not be told."""
 
 
 class Border:
@@ -136,11 +44,15 @@ class Border:
     Args:
         frozen: Whether results are to be where the worker cannot change them any more.
         memory_bytes: Shared memory that the worker may ask for; None for no limit but the machine's.
+        kept: Where segments of weights are kept for a worker that takes the place of this one; None for none.
     """
 
-    def __init__(self, *, frozen: bool = False, memory_bytes: int | None = None) -> None:
+    def __init__(
+        self, *, frozen: bool = False, memory_bytes: int | None = None, kept: KeptSegments | None = None
+    ) -> None:
         self._frozen = FrozenSegments() if frozen else None
         self.proxies: Proxies
+        self._kept = kept
         self.residents = Residents()
         self._arena = Arena(self._grow)
         self._outbox: dict[int, Segment] = {}  # arena of the worker's results
@@ -303,6 +215,8 @@ class Border:
             return self._grant_frozen(self._frozen, need.nbytes)
         try:
             segment, fd = self._create(need.nbytes)
+            if self._kept is not None and need.use == "weights":
+                self._keep(segment, fd)
         except OSError as error:
             return Granted(0, 0, str(error)), -1
         self._granted_bytes += need.nbytes
@@ -324,6 +238,36 @@ class Border:
         self._granted_bytes += nbytes
         return Granted(number, nbytes), fd
 
+    def give(self, tensors: list[torch.Tensor], limit: int) -> list[int]:
+        """Have the next request bring segments of weights that a worker before this one had.
+
+        Args:
+            tensors: Which are to be found there.
+            limit: How many segments at most.
+
+        Returns:
+            The numbers of the segments; none are left to be given when there are none.
+
+        Raises:
+            LocalProtocolError: A tensor lies nowhere that is kept.
+        """
+        given: list[int] = []
+        for storage in (tensor.untyped_storage() for tensor in tensors if tensor.is_cpu and tensor.numel()):
+            if len(given) == limit:
+                break
+            if self.residents.find(storage.data_ptr(), storage.nbytes()) is not None:
+                continue
+            found = None if self._kept is None else self._kept.find(storage.data_ptr())
+            if found is None:
+                raise LocalProtocolError("a tensor of a module that does not lie in its worker's memory")
+            memory, nbytes, fd = found
+            self._pending.append((self._next, nbytes, os.dup(fd)))
+            self.residents.add(Segment.over(self._next, memory, nbytes))
+            given.append(self._next)
+            self._next += 1
+            self._total_bytes += nbytes
+        return given
+
     def close(self) -> None:
         """Let go of every segment; tensors that lie there keep what they need."""
         self._close_descriptors()
@@ -343,6 +287,15 @@ class Border:
         self._next += 1
         self._total_bytes += nbytes
         return segment, fd
+
+    def _keep(self, segment: Segment, fd: int) -> None:
+        assert self._kept is not None, "asked for by whoever has it"
+        try:
+            self._kept.keep(segment, fd)
+        except BaseException:
+            os.close(fd)
+            self._total_bytes -= segment.nbytes
+            raise
 
     def _grow(self, nbytes: int) -> Segment:
         segment, fd = self._create(nbytes)

@@ -23,7 +23,9 @@ __all__ = [
 ]  # fmt: skip
 
 
-def broken(who: str, status: int | None, tail: tuple[str, ...], memory_bytes: int | None = None) -> BrokenWorkerError:
+def broken(
+    who: str, status: int | None, tail: tuple[str, ...], *, memory_bytes: int | None = None, restarts: bool = False
+) -> BrokenWorkerError:
     """It died by itself.
 
     Args:
@@ -31,6 +33,7 @@ def broken(who: str, status: int | None, tail: tuple[str, ...], memory_bytes: in
         status: Its exit code, or the negative number of a signal; None when nobody knows.
         tail: The last lines of its stderr.
         memory_bytes: The memory that it could have; None where there was no limit.
+        restarts: Whether the next call starts a new one.
     """
     name = None
     if status is None:
@@ -43,7 +46,7 @@ def broken(who: str, status: int | None, tail: tuple[str, ...], memory_bytes: in
     # Native code that gets no memory ends its process in many ways, and says why in as many, or not at all.
     limit = "" if memory_bytes is None else f" It had a limit, Isolation(memory_bytes={memory_bytes})."
     return BrokenWorkerError(
-        f"worker {who} {how}.{limit} Its weights stay readable here; load again for a new worker{_shown(tail)}",
+        f"worker {who} {how}.{limit} Its weights stay readable here; {_next(restarts)}{_shown(tail)}",
         worker=who,
         stderr_tail=tail,
         exit_code=status if status is not None and status >= 0 else None,
@@ -51,23 +54,23 @@ def broken(who: str, status: int | None, tail: tuple[str, ...], memory_bytes: in
     )
 
 
-def hung_up(who: str, tail: tuple[str, ...]) -> BrokenWorkerError:
+def hung_up(who: str, tail: tuple[str, ...], restarts: bool = False) -> BrokenWorkerError:
     """It closed its end of the channel without ending."""
     return BrokenWorkerError(
         f"worker {who} closed its channel to this program without ending, and was killed. Its weights stay readable "
-        f"here; load again for a new worker{_shown(tail)}",
+        f"here; {_next(restarts)}{_shown(tail)}",
         worker=who,
         stderr_tail=tail,
         signal="SIGKILL",
     )
 
 
-def overdue(who: str, timeout_s: float, tail: tuple[str, ...]) -> WorkerTimeoutError:
+def overdue(who: str, timeout_s: float, tail: tuple[str, ...], restarts: bool = False) -> WorkerTimeoutError:
     """It did not answer in time."""
     return WorkerTimeoutError(
-        f"worker {who} did not answer within {timeout_s:g} s and was killed. Load again for a new one; if it only was "
-        "slow, with a larger Isolation(timeout_s=...) or start_timeout_s, or more time in isohub.deadline()"
-        f"{_shown(tail)}",
+        f"worker {who} did not answer within {timeout_s:g} s and was killed. If it only was slow, take a larger "
+        "Isolation(timeout_s=...) or start_timeout_s, or more time in isohub.deadline(); "
+        f"{_next(restarts)}{_shown(tail)}",
         worker=who,
         stderr_tail=tail,
         timeout_s=timeout_s,
@@ -111,10 +114,10 @@ def lied(who: str, fault: Exception) -> RemoteProtocolError:
     )
 
 
-def interrupted(who: str, interruption: BaseException) -> BrokenWorkerError:
+def interrupted(who: str, interruption: BaseException, restarts: bool = False) -> BrokenWorkerError:
     """A call was broken off here, by Ctrl-C say."""
     return BrokenWorkerError(
-        f"worker {who} was killed, since {type(interruption).__name__} broke off a call. Load again for a new worker",
+        f"worker {who} was killed, since {type(interruption).__name__} broke off a call; {_next(restarts)}",
         worker=who,
         signal="SIGKILL",
     )
@@ -151,6 +154,13 @@ def again(error: IsohubError) -> IsohubError:
     copy = type(error)(*error.args)
     copy.__dict__.update(error.__dict__)
     return copy
+
+
+def _next(restarts: bool) -> str:
+    """Return what to do next."""
+    if restarts:
+        return "the next call starts a new worker on them, and this one is not made again"
+    return 'load again for a new worker, or have one started by itself: Isolation(restart="on-crash")'
 
 
 def _signal_name(number: int) -> str:

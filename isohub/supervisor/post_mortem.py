@@ -31,12 +31,12 @@ def find_cause(
         overdue: The deadline that it missed, if it did. It is asked to end (SIGTERM), and says where it is, by
             `faulthandler`, which works in native code too; then it is killed.
     """
-    process = connection.process
+    process, restarts = connection.process, isolation.restart == "on-crash"
     if overdue is not None:
         connection.mute(True)  # what it says now is for the error, not for the terminal
         process.kill(signal.SIGTERM)
         process.exit_status(TERM_GRACE_S)
-        known = known or endings.overdue(who, overdue.seconds, connection.tail())
+        known = known or endings.overdue(who, overdue.seconds, connection.tail(), restarts)
     if known is not None:
         process.kill()
     status = process.exit_status(STATUS_S)
@@ -45,5 +45,5 @@ def find_cause(
         return known
     if status is None and not process.ended:
         # It closed its end of the channel and lives on; nobody can talk to it any more.
-        return endings.hung_up(who, tail)
-    return endings.broken(who, status, tail, isolation.memory_bytes)
+        return endings.hung_up(who, tail, restarts)
+    return endings.broken(who, status, tail, memory_bytes=isolation.memory_bytes, restarts=restarts)

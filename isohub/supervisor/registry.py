@@ -18,8 +18,9 @@ from isohub.options import Isolation
 from isohub.supervisor import forkserver
 from isohub.supervisor.arguments import pickle_function
 from isohub.supervisor.background import Background
-from isohub.supervisor.border import Proxies
 from isohub.supervisor.launch import ForkServer
+from isohub.supervisor.proxies import Proxies
+from isohub.supervisor.restart import Restart
 from isohub.supervisor.worker import CLOSE_GRACE_S, Worker
 from isohub.wire.messages import Prepare
 
@@ -187,6 +188,10 @@ class Registry:
                 with self._lock:
                     self._workers.append(worker)
                 worker.start(self._forkserver, prepare)
+                if isolation.restart == "on-crash":
+                    worker.restart = Restart(
+                        self._forkserver, prepare, checkout, lambda: self._make_proxies(worker, checkout)
+                    )
             except BaseException:
                 lease.close()
                 raise
@@ -210,5 +215,6 @@ class Registry:
 
 def _settings(isolation: Isolation) -> tuple[object, ...]:
     """Return what makes two workers of one checkout differ. A worker has one deadline for all its calls."""
+    environ = tuple(sorted(isolation.env.items(), key=str))
     limits = (isolation.timeout_s, isolation.memory_bytes, isolation.open_files, isolation.results)
-    return (isolation.setup, tuple(sorted(isolation.env.items(), key=str)), isolation.threads, *limits)
+    return (isolation.setup, environ, isolation.threads, isolation.restart, *limits)

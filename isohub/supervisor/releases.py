@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from typing import TYPE_CHECKING
+
+from isohub.errors import IsohubError
+from isohub.wire.lifecycle import State
 
 if TYPE_CHECKING:
     from isohub.supervisor.background import Background
@@ -45,4 +49,12 @@ class Releases:
 
     def _send(self) -> None:
         self._is_due = False  # what dies from now on is not taken along for sure
-        self._worker.release_now()
+        worker = self._worker
+        # Not while somebody is asking it anything: that takes them along.
+        if worker._turn.try_take():
+            try:
+                if worker._state is State.IDLE and worker._end is None and os.getpid() == worker._owner_pid:
+                    with contextlib.suppress(IsohubError):
+                        worker.request("release")
+            finally:
+                worker._turn.give()

@@ -10,7 +10,7 @@ from isohub.errors import RemoteProtocolError
 from isohub.shm.tensors import bytes_of, name_of_dtype
 from isohub.wire.messages import TorchState
 
-__all__ = ["Generator"]
+__all__ = ["Generator", "Recorded", "state_now"]
 
 # Where a generator's state says which of its 624 numbers comes next: how many are left, and the place of the next.
 # torch looks at each of the two alone, and would then read numbers from behind the end.
@@ -68,6 +68,32 @@ class Generator:
                 torch.set_rng_state(torch.frombuffer(bytearray(rng), dtype=torch.uint8))
             except RuntimeError as error:
                 raise RemoteProtocolError(f"a generator state that torch refuses: {error}") from None
+
+
+class Recorded:
+    """In the place of `Generator`, for what is done again: the modes of then, and nothing moves here.
+
+    Args:
+        state: The modes.
+    """
+
+    def __init__(self, state: TorchState) -> None:
+        self._state = state
+
+    def current(self) -> TorchState:
+        """Return the modes of then."""
+        return self._state
+
+    def unsend(self) -> None:
+        """Do nothing: every request has the whole state along."""
+
+    def answered(self, _: bytes | None) -> None:
+        """Leave the generator here where it is."""
+
+
+def state_now() -> TorchState:
+    """Return the modes of this thread, and the state of the generator, to do the same again later."""
+    return Generator().current()
 
 
 def _generator_state() -> bytes:

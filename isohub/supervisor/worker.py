@@ -22,18 +22,16 @@ from contextlib import contextmanager
 from typing import Any
 
 from isohub.errors import (
-    BrokenWorkerError,
     IsohubError,
     LocalProtocolError,
     RemoteProtocolError,
-    WorkerStartError,
-    WorkerTimeoutError,
 )
 from isohub.hub.checkout import Checkout
 from isohub.hub.leases import Lease
 from isohub.hub.services import Services
 from isohub.options import Isolation
 from isohub.shm.channel import DeadlineError, PeerGoneError
+from isohub.shm.segment import KeptSegments
 from isohub.supervisor import endings, state
 from isohub.supervisor.background import Background
 from isohub.supervisor.border import Border
@@ -44,6 +42,8 @@ from isohub.supervisor.launch import ForkServer
 from isohub.supervisor.post_mortem import STATUS_S, find_cause
 from isohub.supervisor.raised import exception
 from isohub.supervisor.releases import Releases
+from isohub.supervisor.restart import Restart
+from isohub.supervisor.starting import start
 from isohub.supervisor.status import WorkerStatus, status_of
 from isohub.supervisor.turns import Turn
 from isohub.wire.lifecycle import Event, State, after
@@ -70,7 +70,10 @@ class Worker:
     def __init__(self, label: str, isolation: Isolation, background: Background, services: Services) -> None:
         self.label = label
         self.isolation = isolation
-        self.border = Border(frozen=isolation.results == "frozen", memory_bytes=isolation.memory_bytes)
+        self.kept = KeptSegments() if isolation.restart == "on-crash" else None
+        self.border = self.new_border()
+        self.restart: Restart | None = None  # once it has started; None: its death is for good
+        self.restarts = 0  # how often a new process was started in the place of one that died
         self.calls = 0
         self.started_at = time.time()  # noqa: TID251 - a date to show, not a duration
         self.last_call_at: float | None = None
@@ -84,12 +87,13 @@ class Worker:
         self._connection: Connection | None = None
         self._releases = Releases(self)
         self._callbacks = Callbacks()
-        self._generator = state.Generator()
+        self._generator: state.Generator | state.Recorded = state.Generator()
         self._end: IsohubError | None = None  # why it ended; told to everybody who asks again
         self.pid = 0
 
     def __repr__(self) -> str:
-        return f"<Worker {self.label} pid={self.pid} {self._state.value}>"
+        again = f" restarts={self.restarts}" if self.restarts else ""
+        return f"<Worker {self.label} pid={self.pid} {self._state.value}{again}>"
 
     def __enter__(self) -> Worker:  # noqa: PYI034 - Self is of Python 3.11
         return self
@@ -104,8 +108,14 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        """Whether it can be asked anything."""
-        return self._state not in (State.CLOSED, State.BROKEN)
+        """Whether it can be asked anything; the process may have to be started again for that."""
+        may_follow = self.restart is not None and self.restart.may_follow(self._end)
+        return may_follow if self._state is State.BROKEN else self._state is not State.CLOSED
+
+    def new_border(self) -> Border:
+        """Return what a process has in common with this one, in the beginning."""
+        isolation = self.isolation
+        return Border(frozen=isolation.results == "frozen", memory_bytes=isolation.memory_bytes, kept=self.kept)
 
     @property
     def weights_nbytes(self) -> int:
@@ -117,44 +127,8 @@ class Worker:
         return status_of(self)
 
     def start(self, forkserver: ForkServer, prepare: Prepare) -> None:
-        """Launch the process and prepare it.
-
-        Raises:
-            WorkerStartError: It does not become ready in `isolation.start_timeout_s`, or dies.
-            WorkerTimeoutError: The deadline that the caller set passes first.
-            Exception: Whatever the user's `setup` raised.
-        """
-        self._turn.take(None, self.label)  # nobody else asks it anything yet
-        try:
-            held, due = nearest(None), nearest(self.isolation.start_timeout_s)
-            assert due is not None
-            try:
-                process = forkserver.launch(f"isohub-worker {self.label}", due.at)
-            except BaseException as error:
-                self._state = after(self._state, Event.DEATH)
-                self._end = endings.unready(self.label, error)
-                if not isinstance(error, WorkerStartError):
-                    raise
-                if due is held and not due.left_s:
-                    raise endings.waited(self.label, due.seconds) from error
-                raise endings.again(self._end) from error
-            self.pid = process.pid
-            self._connection = connection = Connection(process, self._background, self._services)
-            try:
-                with self._guarded(due):
-                    answer = connection.prepare(prepare, self.border, due.at)
-            except (BrokenWorkerError, WorkerTimeoutError) as error:
-                if due is held and isinstance(error, WorkerTimeoutError):
-                    raise
-                raise endings.unready(self.label, error) from error
-            connection.drain()
-            if isinstance(answer, Raised):
-                reason = exception(answer, self._services.refused(answer.refusal))
-                self._finish(Event.DEATH, WorkerStartError(f"worker {self.label}: its setup failed"))
-                raise reason
-            self._state = after(self._state, Event.PREPARED)
-        finally:
-            self._turn.give()
+        """Launch the process and prepare it; see `starting.start`."""
+        start(self, forkserver, prepare)
 
     def request(
         self,
@@ -163,6 +137,7 @@ class Worker:
         kwargs: dict[str, Any] | None = None,
         *,
         muted: bool = False,
+        of: Any = None,
         **fields: Any,
     ) -> Any:
         """Ask for something and return the answer.
@@ -172,6 +147,7 @@ class Worker:
             args: Positional arguments for it.
             kwargs: Keyword arguments for it.
             muted: Whether to keep what it prints to ourselves.
+            of: The lease of the object to do it with, if its handle is not among `fields`.
             **fields: Further fields of `wire.messages.Request`.
 
         Raises:
@@ -190,44 +166,52 @@ class Worker:
         due = nearest(self.isolation.timeout_s)
         self._turn.take(due, self._who)
         try:
-            self.check()
-            if self._state not in (State.IDLE, State.SERVING):
-                raise endings.reentered(self._who)
-            if due is not None and not due.left_s:
-                raise endings.waited(self._who, due.seconds)
-            answered = Event.ANSWER if self._state is State.IDLE else Event.ANSWER_WITHIN
-            connection, deadline = self._connected(), None if due is None else due.at
-            message, descriptors = self._say(verb, self.border.pack(args, kwargs or {}), fields)
-            with self._guarded(due):
-                self._state = after(self._state, Event.REQUEST)
-                connection.mute(muted)
-                connection.send(message, descriptors, deadline)
-                self.border.sent()
-                answer = connection.answer(self.border, deadline, self._call_back)
-                self._generator.answered(answer.rng)
-                self._state = after(self._state, answered)
-                value = self.border.unpack(answer.payload) if isinstance(answer, Returned) else None
-                # Afterwards: the worker may have let go of what it sends, such as a state dict.
-                self.border.settle(answer.freed, answer.dropped)
-            refused = self._services.refused(answer.refusal if isinstance(answer, Raised) else 0)
-            if verb != "release":  # that is nobody's call
-                self.calls, self.last_call_at = self.calls + 1, time.time()  # noqa: TID251 - a date as well
-            connection.drain()
-            connection.mute(False)
-            if answered is Event.ANSWER:
-                self.border.settled()
-                thrown = self._callbacks.settle(answer)
-                if self.border.proxies.has_released:
-                    self.release_soon()  # it was not free for those that died meanwhile
-            else:
-                thrown = self._callbacks.find(answer)
+            with contextlib.nullcontext() if self.restart is None else self.restart.around(self, verb):
+                value, raised = self._exchange(due, verb, args, kwargs or {}, muted=muted, of=of, fields=fields)
         finally:
             self._turn.give()
-        if thrown:
-            raise thrown.pop()  # from the list: else this frame and the exception would keep each other
-        if isinstance(answer, Raised):
-            raise exception(answer, refused)
+        if raised:
+            raise raised.pop()  # from the list: else this frame and the exception would keep each other
         return value
+
+    def _exchange(
+        self, due: Deadline | None, verb: Verb, args: Any, kwargs: Any, *, muted: bool, of: Any, fields: dict[str, Any]
+    ) -> tuple[Any, list[Exception]]:
+        """Return the value of the answer, and what to raise instead, alone in a list."""
+        self.check()
+        if self._state not in (State.IDLE, State.SERVING):
+            raise endings.reentered(self._who)
+        if due is not None and not due.left_s:
+            raise endings.waited(self._who, due.seconds)
+        if of is not None:
+            fields["handle"] = self.border.proxies.handle_of(of)
+        answered = Event.ANSWER if self._state is State.IDLE else Event.ANSWER_WITHIN
+        connection, deadline = self._connected(), None if due is None else due.at
+        message, descriptors = self._say(verb, self.border.pack(args, kwargs), fields)
+        with self._guarded(due):
+            self._state = after(self._state, Event.REQUEST)
+            connection.mute(muted)
+            connection.send(message, descriptors, deadline)
+            self.border.sent()
+            answer = connection.answer(self.border, deadline, self._call_back)
+            self._generator.answered(answer.rng)
+            self._state = after(self._state, answered)
+            value = self.border.unpack(answer.payload) if isinstance(answer, Returned) else None
+            # Afterwards: the worker may have let go of what it sends, such as a state dict.
+            self.border.settle(answer.freed, answer.dropped)
+        refused = self._services.refused(answer.refusal if isinstance(answer, Raised) else 0)
+        if verb != "release":  # that is nobody's call
+            self.calls, self.last_call_at = self.calls + 1, time.time()  # noqa: TID251 - a date as well
+        connection.drain()
+        connection.mute(False)
+        if answered is Event.ANSWER:
+            self.border.settled()
+            thrown = self._callbacks.settle(answer)
+            if self.border.proxies.has_released:
+                self.release_soon()  # it was not free for those that died meanwhile
+        else:
+            thrown = self._callbacks.find(answer)
+        return value, [exception(answer, refused)] if isinstance(answer, Raised) and not thrown else thrown
 
     def _call_back(self, callback: Callback) -> tuple[bytes, list[int]]:
         """Make a call that the worker's code makes of a module here; return the request that says how it ended."""
@@ -257,16 +241,6 @@ class Worker:
     def release_soon(self) -> None:
         """Tell the worker of handles that died here, unless a request is just going to."""
         self._releases.soon(self._background)
-
-    def release_now(self) -> None:
-        """Tell the worker of handles that died here, if nobody is asking it anything: that takes them along."""
-        if self._turn.try_take():
-            try:
-                if self._state is State.IDLE and self._end is None and os.getpid() == self._owner_pid:
-                    with contextlib.suppress(IsohubError):
-                        self.request("release")
-            finally:
-                self._turn.give()
 
     def begin_close(self) -> None:
         """Ask an idle worker to end, and do not wait for it; `close` does."""
@@ -299,6 +273,8 @@ class Worker:
                 return
         try:
             if self._state in (State.CLOSED, State.BROKEN):
+                if self.restart is not None:
+                    self.restart.give_up(self, reason)
                 return  # by another thread, while this one waited for the lock
             if self._state is State.IDLE:
                 self.begin_close()
@@ -371,7 +347,7 @@ class Worker:
             raise self._finish(Event.DEATH, endings.lied(self._who, fault)) from fault
         except BaseException as interruption:
             # Ctrl-C, say. The answer may still come, and would be taken for that of the next request.
-            self._finish(Event.DEATH, endings.interrupted(self._who, interruption))
+            self._finish(Event.DEATH, endings.interrupted(self._who, interruption, self.restart is not None))
             raise
 
     def _finish(self, event: Event, error: IsohubError | None, overdue: Deadline | None = None) -> IsohubError:
@@ -398,7 +374,7 @@ class Worker:
             self.border.close()
             self._callbacks.forget()
             self._services.close()
-            if self.lease is not None:
+            if self.lease is not None and not self.alive:  # else the next process needs the checkout
                 self.lease.close()
         # A copy is raised: a traceback would keep the frames of the call, and with them the model, alive.
         return endings.again(self._end)

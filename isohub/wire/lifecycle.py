@@ -32,6 +32,7 @@ class Event(enum.Enum):
     ANSWER_WITHIN = "answer within"  #: the answer came to a request that the call made
     CLOSE = "close"  #: the parent asked it to end
     DEATH = "death"  #: it ended, or was killed because it could not be believed any more
+    RESTART = "restart"  #: a new process is started in its place: `Isolation(restart="on-crash")`
 
 
 TRANSITIONS: dict[tuple[State, Event], State] = {
@@ -55,6 +56,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.CLOSED, Event.DEATH): State.CLOSED,
     (State.BROKEN, Event.CLOSE): State.BROKEN,
     (State.BROKEN, Event.DEATH): State.BROKEN,
+    (State.BROKEN, Event.RESTART): State.STARTING,
 }
 
 

@@ -215,6 +215,11 @@ class Border:
         """Move tensors into shared memory for good, under the feet of whoever holds them."""
         self._move(tensors)
 
+    def take_weights(self, numbers: list[int]) -> None:
+        """Know that segments which have just come hold weights, of a module that a worker before this one had."""
+        for number in numbers:
+            self._residents.add(self._inbox.pop(number))
+
     def method(self, handle: int, path: str, name: str) -> Payload:
         """Say a bound method of an object that the parent has a handle of."""
         return Payload(Ref("method", handle, path, name))

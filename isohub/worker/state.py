@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from isohub.wire.messages import Payload, Request
-from isohub.worker import devices
+from isohub.worker import adoption, devices
 
 if TYPE_CHECKING:
     from isohub.worker.border import Border
@@ -33,6 +33,12 @@ def do(border: Border, request: Request) -> Payload:
     """
     target = border.objects.get(request.handle, request.path)
     args, kwargs = border.unpack(request.payload)
+    if request.name == "segments":
+        border.take_weights(*args)
+        return border.pack(None)
+    if request.name == "adopt":
+        adoption.adopt(target, *args)
+        return border.describe(request.handle)
     return border.pack(_OPERATIONS[request.name](target, *args, **kwargs))
 
 

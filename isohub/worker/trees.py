@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch.autograd.graph import increment_version
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
 from isohub.wire.messages import TreeChange
@@ -129,7 +130,10 @@ class _Tree:
             (module._buffers, dict(module._buffers)) for module in modules if module._buffers
         ]
         self._then = self._now()
-        self._is_lazy = any(isinstance(value, UninitializedTensorMixin) for value in self._then)
+        # One whose tensors were made for it becomes another class with its first call.
+        self._is_lazy = any(isinstance(value, UninitializedTensorMixin) for value in self._then) or any(
+            isinstance(module, LazyModuleMixin) and hasattr(module, "_initialize_hook") for module in modules
+        )
         self.modes = self.modes_now()
         self.asking = self.asking_now()
 

@@ -12,7 +12,7 @@ from isohub.shm.segment import Segment
 from isohub.shm.tensors import Residents, storage_over, tensor_over, why_not
 from isohub.wire.specs import ALIGNMENT_BYTES, Block
 
-__all__ = ["give_back", "move"]
+__all__ = ["give_back", "move", "repoint"]
 
 # glibc's own; other C libraries have none.
 _trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
@@ -58,11 +58,21 @@ def move(
         moved[address] = storage_over(view)
         moved[address].copy_(storage)
         offset += _padded(storage.nbytes())
-    for tensor in _everything_over(tensors, storages):
-        _point(tensor, moved[tensor.untyped_storage().data_ptr()])
+    repoint(tensors, moved)
     del storage
     storages.clear()
     give_back()
+
+
+def repoint(tensors: list[torch.Tensor], storages: dict[int, torch.UntypedStorage]) -> None:
+    """Point tensors to the same places of other storages; see Note [whole storages move].
+
+    Args:
+        tensors: Some of them; others that look into the same storages are found.
+        storages: The new ones, by the address of the old one.
+    """
+    for tensor in _everything_over(tensors, storages) if storages else ():
+        _point(tensor, storages[tensor.untyped_storage().data_ptr()])
 
 
 def give_back() -> None:

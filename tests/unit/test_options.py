@@ -25,6 +25,7 @@ def test_defaults_change_nothing():
         "results": "shared",
         "memory_bytes": None,
         "open_files": None,
+        "restart": "never",
     }
 
 
@@ -41,6 +42,8 @@ def test_defaults_change_nothing():
         {"results": "frozen"},
         {"memory_bytes": 64 << 20},
         {"open_files": 32},
+        {"restart": "on-crash"},
+        {"restart": "never"},
     ],
     ids=str,
 )
@@ -79,6 +82,8 @@ def test_wrong_type_is_refused_when_made(settings: dict[str, Any], message: str)
     "settings",
     [
         {"env": {"": "1"}},
+        {"restart": "always"},
+        {"restart": True},
         {"env": {"A=B": "1"}},
         {"env": {"A\0": "1"}},
         {"env": {"A": "1\0"}},
