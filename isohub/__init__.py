@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from isohub import errors
     from isohub.api import Repo, help, list, load, shutdown, workers
     from isohub.authoring import pretrained
+    from isohub.comparison.report import Comparison
+    from isohub.comparison.run import compare
     from isohub.hub.directories import get_dir, set_dir
     from isohub.hub.download import download_url_to_file
     from isohub.hub.weights import load_state_dict_from_url
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from isohub.telemetry.metadata import set_metadata_hook
 
 __all__ = [
+    "Comparison",
     "IsolatedModule",
     "Isolation",
     "RemoteObject",
@@ -31,6 +34,7 @@ __all__ = [
     "RepoRef",
     "Worker",
     "__version__",
+    "compare",
     "download_url_to_file",
     "errors",
     "get_dir",
@@ -48,12 +52,14 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Comparison": "isohub.comparison.report",
     "IsolatedModule": "isohub.model.module",
     "Isolation": "isohub.options",
     "RemoteObject": "isohub.model.objects",
     "Repo": "isohub.api",
     "RepoRef": "isohub.refs",
     "Worker": "isohub.supervisor.worker",
+    "compare": "isohub.comparison.run",
     "download_url_to_file": "isohub.hub.download",
     "get_dir": "isohub.hub.directories",
     "help": "isohub.api",
