@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from isohub import errors
     from isohub.api import Repo, help, list, load, shutdown, workers
     from isohub.authoring import pretrained
+    from isohub.comparison.bisect import bisect
+    from isohub.comparison.finding import Bisection
     from isohub.comparison.report import Comparison
     from isohub.comparison.run import compare
     from isohub.hub.directories import get_dir, set_dir
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from isohub.telemetry.metadata import set_metadata_hook
 
 __all__ = [
+    "Bisection",
     "Comparison",
     "IsolatedModule",
     "Isolation",
@@ -34,6 +37,7 @@ __all__ = [
     "RepoRef",
     "Worker",
     "__version__",
+    "bisect",
     "compare",
     "download_url_to_file",
     "errors",
@@ -52,6 +56,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Bisection": "isohub.comparison.finding",
     "Comparison": "isohub.comparison.report",
     "IsolatedModule": "isohub.model.module",
     "Isolation": "isohub.options",
@@ -59,6 +64,7 @@ _HOMES = {
     "Repo": "isohub.api",
     "RepoRef": "isohub.refs",
     "Worker": "isohub.supervisor.worker",
+    "bisect": "isohub.comparison.bisect",
     "compare": "isohub.comparison.run",
     "download_url_to_file": "isohub.hub.download",
     "get_dir": "isohub.hub.directories",

@@ -97,6 +97,10 @@ class Expression:
     def __repr__(self) -> str:
         return f"Expression({self.text!r})"
 
+    def unknown(self, metrics: Mapping[str, float | bool | None]) -> list[str]:
+        """Return the figures that it uses, and that are not known."""
+        return [name for name in self.names if metrics.get(name) is None]
+
     def reason(self, metrics: Mapping[str, float | bool | None]) -> str | None:
         """Return why the condition holds, with the figures in it; None if it does not.
 
@@ -108,7 +112,7 @@ class Expression:
         """
         if metrics.get("broken") and "broken" not in self.names:
             return "it is broken"
-        unknown = [name for name in self.names if metrics.get(name) is None]
+        unknown = self.unknown(metrics)
         if unknown:
             return f"{', '.join(unknown)} is not known of what was compared"
         held: list[str] = []
