@@ -203,4 +203,5 @@ class Expression:
 
 def _shown(part: ast.expr, value: Any) -> str:
     number = str(value) if isinstance(value, bool) else f"{value:.6g}"
-    return number if isinstance(part, ast.Constant) else f"{ast.unparse(part)} ({number})"
+    has_names = any(isinstance(node, ast.Name) for node in ast.walk(part))
+    return f"{ast.unparse(part)} ({number})" if has_names else number

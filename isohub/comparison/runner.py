@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,8 +19,9 @@ from isohub.comparison.results import Pair, Version
 from isohub.comparison.speed import Latency, measure_speed, ratio_of
 from isohub.comparison.states import StateDifference, compare_states, renames_of
 from isohub.comparison.structure import compare_structures, tree_of
-from isohub.comparison.subjects import Subject, Together
+from isohub.comparison.subjects import Subject, Together, is_its_own
 from isohub.comparison.verdict import Found, judge
+from isohub.errors import ProtocolError, WorkerError
 from isohub.supervisor.memory import memory_of
 
 __all__ = ["Plan", "Progress", "Runner"]
@@ -123,12 +125,15 @@ class Runner:
             private_bytes=memory_of(worker.pid).private_bytes if worker is not None and worker.alive else None,
         )
 
-    def pair(self, place: int, versions: Sequence[Version]) -> Pair:
-        """Return how one version differs from the baseline."""
+    def pair(self, place: int, versions: list[Version]) -> Pair:
+        """Return how one version differs from the baseline; if it fails meanwhile, `versions` is told as well."""
         one, other = self._subjects[self._baseline], self._subjects[place]
         found = Found()
         if other.error is None:
             other.attempt(self._compare, one, other, place, found)
+            if other.cause is not None and other.cause is one.raised:
+                one.fail(other.cause)
+                self._need_baseline()
         if "code" in self._plan.checks and one.repo is not None and other.repo is not None:
             roots = (one.repo.checkout.root, other.repo.checkout.root)
             imported = (self._files.get(self._baseline, []), self._files.get(place, []))
@@ -136,8 +141,9 @@ class Runner:
                 # What it would have imported is not known: what the baseline did, and what it is made of.
                 imported = (imported[0] or _sources_below(roots[0]), _sources_below(roots[1]))
             found.code = compare_code(roots, imported, requirement_files(roots))
-        version = self.version(other) if other.error != versions[place].error else versions[place]
-        return judge(versions[self._baseline], version, found)
+        if other.error != versions[place].error:
+            versions[place] = replace(versions[place], error=other.error)
+        return judge(versions[self._baseline], versions[place], found)
 
     def _compare(self, one: Subject, other: Subject, place: int, found: Found) -> None:
         checks, tolerance = self._plan.checks, self._plan.tolerance
@@ -148,7 +154,7 @@ class Runner:
             found.only_in_other = sorted(gathered.extra)
             found.other_texts = sorted(gathered.texts)
         state = self._state(one, other)
-        renames = {} if state is None else renames_of(state.moved)
+        renames = {} if state is None else renames_of(state.moved, self._trees.get(self._baseline, {}))
         if "state" in checks:
             found.state = state
         if "structure" in checks and (one.facts or other.facts):
@@ -156,14 +162,15 @@ class Runner:
             found.structure = compare_structures(*trees, (one.facts, other.facts), renames)
             renames = {**renames, **dict(found.structure.renamed)}
         if self._first is not None and one.module is not None and other.module is not None:
+            first, pool = self._first, self._pool
             if "layers" in checks:
                 self._plan.tell("Comparing layers")
-                found.layers = compare_layers(
-                    one, other, self._first, renames=renames, tolerance=tolerance, pool=self._pool
-                )
+                with _looking(found, "Layers"):
+                    found.layers = compare_layers(one, other, first, renames=renames, tolerance=tolerance, pool=pool)
             if "gradients" in checks:
                 self._plan.tell("Comparing gradients")
-                found.gradients = compare_gradients(one, other, self._first, renames, self._pool)
+                with _looking(found, "Gradients"):
+                    found.gradients = compare_gradients(one, other, first, renames, pool)
         latencies = [self._latencies.get(subject.source.label) for subject in (one, other)]
         if latencies[0] is not None and latencies[1] is not None:
             found.speed = ratio_of(latencies[0], latencies[1])
@@ -240,6 +247,17 @@ class _Outputs:
         """Return what came together, the part with the greatest difference first."""
         found = [difference.result() for difference in self._differences.values()]
         return sorted(found, key=lambda numbers: -numbers.max_abs)
+
+
+@contextmanager
+def _looking(found: Found, what: str) -> Iterator[None]:
+    """Note it if a version cannot be looked into in the body, although it can be called."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, ProtocolError | WorkerError) or not is_its_own(error):
+            raise
+        found.notes.append(f"{what} could not be compared: {answers.clean(' '.join(str(error).split()), 300)}")
 
 
 def _output(subject: Subject, call: Call, number: int) -> Any:

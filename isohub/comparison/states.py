@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,8 +111,13 @@ def compare_states(one: Mapping[str, Any], other: Mapping[str, Any]) -> StateDif
     )
 
 
-def renames_of(moved: list[tuple[str, str]]) -> dict[str, str]:
-    """Return which modules have which new names, as far as their entries in the state dict tell."""
+def renames_of(moved: list[tuple[str, str]], names: Iterable[str] = ()) -> dict[str, str]:
+    """Return which modules have which new names, as far as their entries in the state dict tell.
+
+    Args:
+        moved: Pairs of names of entries, the old and the new.
+        names: Further modules, such as those without entries: one within a module that moved has moved with it.
+    """
     renames: dict[str, str] = {}
     for old, new in moved:
         old_parts, new_parts = old.split("."), new.split(".")
@@ -126,6 +131,11 @@ def renames_of(moved: list[tuple[str, str]]) -> dict[str, str]:
             old_parts.pop()
             new_parts.pop()
             renames.setdefault(".".join(old_parts), ".".join(new_parts))
+    for name in names:
+        owner, _, last = name.rpartition(".")
+        # In the order of the tree the owner comes before.
+        if name not in renames and owner in renames:
+            renames[name] = f"{renames[owner]}.{last}"
     return {old: new for old, new in renames.items() if old != new}
 
 

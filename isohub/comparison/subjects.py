@@ -80,6 +80,8 @@ class Subject:
     Attributes:
         source: Which it is.
         error: Why it cannot be compared; None if it can.
+        cause: The error itself.
+        raised: What came of the last probe that failed.
         result: What the entrypoint returned.
         target: The part of it that is called: the first module, or else the first object that stayed in the worker.
         was_training: The mode that it came in; None for what is no module.
@@ -92,6 +94,7 @@ class Subject:
         self.repo = repo
         self.error: str | None = None
         self.cause: Exception | None = None
+        self.raised: Exception | None = None
         self.result: Any = None
         self.target: Any = None
         self.facts: dict[str, Any] = {}
@@ -145,10 +148,13 @@ class Subject:
         """Run a probe on the target, in the worker.
 
         Raises:
-            RemoteProtocolError: The worker sent nonsense, and was killed.
-            Exception: What the probe raised.
+            Exception: What the probe raised, or became of the worker.
         """
-        return run_in(self.target, probe, *args)
+        try:
+            return run_in(self.target, probe, *args)
+        except Exception as error:
+            self.raised = error
+            raise
 
     def arguments(self, call: Call, number: int = 0) -> probes.Given:
         """Return what a probe needs to call the target with the `number`-th input."""

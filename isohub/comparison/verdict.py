@@ -22,7 +22,7 @@ _MAX_ERROR = 300
 
 @dataclass(kw_only=True)
 class Found:
-    """What was found of two versions; None where something was not compared. Its fields are those of `Pair`."""
+    """What was found of two versions; None where something was not compared. `Pair` has the same fields."""
 
     outputs: list[Numbers] | None = None
     only_in_baseline: list[str] = field(default_factory=list)
@@ -34,6 +34,7 @@ class Found:
     gradients: GradientDifference | None = None
     speed: SpeedRatio | None = None
     code: CodeDifference | None = None
+    notes: list[str] = field(default_factory=list)
 
     @property
     def is_shape_changed(self) -> bool:
@@ -52,9 +53,10 @@ def judge(one: Version, other: Version, found: Found) -> Pair:
         kind=kind,
         changes=changes,
         verdict=_verdict(kind, one, other, found, metrics),
-        findings=list(_findings(one, other, found)),
+        findings=[*_findings(one, other, found), *found.notes],
         metrics=metrics,
-        **{**vars(found), "outputs": found.outputs or []},
+        **{name: value for name, value in vars(found).items() if name not in ("outputs", "notes")},
+        outputs=found.outputs or [],
     )
 
 
