@@ -77,7 +77,8 @@ def bisect(
         entrypoint: Name of an entrypoint in its hubconf.py.
         good: A branch, tag or commit whose model is as it should be.
         bad: One whose model is not.
-        inputs: As in `isohub.compare`; a stream is read into memory. Without any, weights and modules are compared.
+        inputs: As in `isohub.compare`; a stream is read into memory. Without any, what
+            entrypoints return is compared: plain data, or weights and modules.
         fail_on: When a commit counts as bad, such as `"max_abs > 1e-4"` or `"latency_ratio_low > 1.2"`; if nothing is
             said, when its outputs differ by more than the tolerance.
         args: Arguments of the entrypoint.
@@ -367,7 +368,8 @@ def _commit_of(ref: RepoRef) -> str:
 
 
 def _checks(inputs: Inputs, expression: Expression | None) -> frozenset[str]:
-    checks = {"code", "state", "structure"} if inputs.is_none else {"code", "outputs"}
+    # Without inputs the outputs are what entrypoints return that is plain data.
+    checks = {"code", "outputs", *(("state", "structure") if inputs.is_none else ())}
     for name in expression.names if expression is not None else ():
         checks.add(_CHECKS_OF.get(name.partition("_")[0], "outputs"))
         if name.startswith("gradient"):

@@ -357,8 +357,8 @@ def test_options_are_checked(digits: Path):
     """Unknown checks, modes and baselines are errors that name those that there are."""
     base, refs = f"git+file://{digits}", ["v1", "v2"]
 
-    with pytest.raises(ValueError, match=r"'outputs', 'state'.* not 'speeed'"):
-        isohub.compare(base, "digits", refs, checks=["speeed"])
+    with pytest.raises(ValueError, match=r"'outputs', 'state'.* not 'pace'"):
+        isohub.compare(base, "digits", refs, checks=["pace"])
     with pytest.raises(ValueError, match="'eval', 'train', 'loaded', not 'test'"):
         isohub.compare(base, "digits", refs, mode="test")  # type: ignore[arg-type]
     with pytest.raises(ComparisonError, match="baseline 'v3' is none of the versions: v1, v2"):

@@ -17,7 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Browser", "Page", "browser", "find_browser"]
+__all__ = ["HOW_TO_GET", "Browser", "Page", "browser", "find_browser"]
+
+HOW_TO_GET = "`make tests` gets it where apt-get can, by tools/get_browser.sh; or install it"
 
 _BROUGHT = Path(sys.prefix) / "browser"
 _DEADLINE_S = 60.0
