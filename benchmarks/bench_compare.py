@@ -1,0 +1,136 @@
+"""What it costs to compare two versions over a data set, against the slower one alone.
+
+    python benchmarks/bench_compare.py [--save]
+
+Two versions of a convolutional network, one of them somewhat deeper, see the same 30 batches: each alone in its
+worker, called in a loop, and both by `isohub.compare`, which calls them at the same time and compares their outputs.
+One torch thread each. Then 10,000 images stream through both, and the memory of this process and of the workers is
+looked at along the way.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from common import report
+
+import isohub
+
+HUBCONF = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, depth):
+        super().__init__()
+        layers = [nn.Conv2d(3, 24, 3, padding=1), nn.ReLU()]
+        for _ in range(depth):
+            layers += [nn.Conv2d(24, 24, 3, padding=1), nn.ReLU()]
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Linear(24, 100)
+
+    def forward(self, x):
+        return self.head(self.body(x).mean(dim=(2, 3)))
+
+def net():
+    return Net({depth}).eval()
+"""
+DEPTHS = (7, 8)
+BATCHES = 30
+ROUNDS = 5
+IMAGES = 10_000
+GOAL = 1.15
+GOAL_GROWTH_BYTES = 16 << 20
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        folders = []
+        for depth in DEPTHS:
+            place = Path(folder, str(depth))
+            place.mkdir()
+            (place / "hubconf.py").write_text(HUBCONF.replace("{depth}", str(depth)))
+            folders.append(place)
+        torch.set_num_threads(1)
+        alone: list[list[float]] = [[], []]
+        both: list[float] = []
+        for _ in range(ROUNDS):
+            for place, one in enumerate(folders):
+                alone[place].append(time_alone(one))
+            both.append(time_both(folders))
+        slower = max(alone, key=statistics.median)
+        ratios = [together / one for together, one in zip(both, slower, strict=True)]
+        memory = grow(folders)
+        isohub.shutdown()
+    report("compare", {
+        "alone_s": [round(statistics.median(times), 3) for times in alone],
+        "both_s": round(statistics.median(both), 3),
+        "ratio": round(statistics.median(ratios), 3),
+        "ratios": [round(ratio, 3) for ratio in ratios],
+        "goal": f"at most {GOAL} times the slower one alone",
+        "stream": memory,
+        "goal_growth_bytes": GOAL_GROWTH_BYTES,
+    })  # fmt: skip
+
+
+def batches(count: int = BATCHES, size: int = 16, side: int = 32) -> Iterator[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(count):
+        yield torch.rand(size, 3, side, side, generator=generator)
+
+
+def time_alone(folder: Path) -> float:
+    with isohub.Repo(folder, isolate=isohub.Isolation(threads=1)) as repo, torch.no_grad():
+        model = repo.load("net")
+        start = time.perf_counter()
+        for batch in batches():
+            model(batch)
+        return time.perf_counter() - start
+
+
+def time_both(folders: list[Path]) -> float:
+    """Time from the first batch on: loading two versions is not what is asked about."""
+    started: list[float] = []
+
+    def timed() -> Iterator[torch.Tensor]:
+        started.append(time.perf_counter())
+        yield from batches()
+
+    ended: list[float] = []
+    isohub.compare(
+        folders[0], "net", folders, timed(), checks=["outputs"], isolate=isohub.Isolation(threads=1),
+        progress=lambda *_: ended.append(time.perf_counter()),
+    )  # fmt: skip
+    return ended[-1] - started[0]
+
+
+def grow(folders: list[Path]) -> dict[str, object]:
+    """Stream many images, and return how much more memory all processes have at the end than after a tenth."""
+    seen: list[int] = []
+
+    def watched() -> Iterator[torch.Tensor]:
+        for number, batch in enumerate(batches(IMAGES // 50, 50, side=12)):
+            if number in (IMAGES // 500, IMAGES // 50 - 1):
+                seen.append(sum(map(private_bytes, [os.getpid(), *(worker.pid for worker in isohub.workers())])))
+            yield batch
+
+    found = isohub.compare(
+        folders[0], "net", folders, watched(), checks=["outputs"], isolate=isohub.Isolation(threads=1)
+    )
+    first, last = seen
+    return {"images": found.samples, "after_a_tenth_bytes": first, "at_the_end_bytes": last, "growth": last - first}
+
+
+def private_bytes(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Private_"))
+
+
+if __name__ == "__main__":
+    main()
