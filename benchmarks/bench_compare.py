@@ -4,7 +4,10 @@
 
 Two versions of a convolutional network, one of them somewhat deeper, see the same 30 batches: each alone in its
 worker, called in a loop, and both by `isohub.compare`, which calls them at the same time and compares their outputs.
-One torch thread each. Then 10,000 images stream through both, and the memory of this process and of the workers is
+One torch thread each. Times of the clock mean something on two idle cores alone; therefore the time of the processors
+is told as well: that of the slower worker and of this process together is what it takes at most where each has a core.
+
+Then 10,000 images stream through both, and the memory of this process and of the workers is
 looked at along the way.
 """
 
@@ -58,21 +61,24 @@ def main() -> None:
             (place / "hubconf.py").write_text(HUBCONF.replace("{depth}", str(depth)))
             folders.append(place)
         torch.set_num_threads(1)
-        alone: list[list[float]] = [[], []]
-        both: list[float] = []
+        alone: list[list[tuple[float, float]]] = [[], []]
+        both: list[tuple[float, float]] = []
         for _ in range(ROUNDS):
             for place, one in enumerate(folders):
                 alone[place].append(time_alone(one))
             both.append(time_both(folders))
-        slower = max(alone, key=statistics.median)
-        ratios = [together / one for together, one in zip(both, slower, strict=True)]
+        slower = max(alone, key=lambda times: statistics.median(cpu for _, cpu in times))
+        ratios = [together[0] / one[0] for together, one in zip(both, slower, strict=True)]
+        cpu_ratios = [together[1] / one[1] for together, one in zip(both, slower, strict=True)]
         memory = grow(folders)
         isohub.shutdown()
     report("compare", {
-        "alone_s": [round(statistics.median(times), 3) for times in alone],
-        "both_s": round(statistics.median(both), 3),
+        "alone_s": [round(statistics.median(wall for wall, _ in times), 3) for times in alone],
+        "both_s": round(statistics.median(wall for wall, _ in both), 3),
         "ratio": round(statistics.median(ratios), 3),
         "ratios": [round(ratio, 3) for ratio in ratios],
+        "processor_ratio": round(statistics.median(cpu_ratios), 3),
+        "processor_ratios": [round(ratio, 3) for ratio in cpu_ratios],
         "goal": f"at most {GOAL} times the slower one alone",
         "stream": memory,
         "goal_growth_bytes": GOAL_GROWTH_BYTES,
@@ -85,29 +91,46 @@ def batches(count: int = BATCHES, size: int = 16, side: int = 32) -> Iterator[to
         yield torch.rand(size, 3, side, side, generator=generator)
 
 
-def time_alone(folder: Path) -> float:
+def time_alone(folder: Path) -> tuple[float, float]:
+    """Return seconds of the clock, and of the processors: the worker's and this process's."""
     with isohub.Repo(folder, isolate=isohub.Isolation(threads=1)) as repo, torch.no_grad():
         model = repo.load("net")
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), processor_s()
         for batch in batches():
             model(batch)
-        return time.perf_counter() - start
+        return time.perf_counter() - start, spent(cpu)
 
 
-def time_both(folders: list[Path]) -> float:
-    """Time from the first batch on: loading two versions is not what is asked about."""
-    started: list[float] = []
+def time_both(folders: list[Path]) -> tuple[float, float]:
+    """Return the same from the first batch on: loading two versions is not what is asked about."""
+    started: list[tuple[float, dict[int, float]]] = []
+    ended: list[tuple[float, float]] = []
 
     def timed() -> Iterator[torch.Tensor]:
-        started.append(time.perf_counter())
+        started.append((time.perf_counter(), processor_s()))
         yield from batches()
 
-    ended: list[float] = []
     isohub.compare(
         folders[0], "net", folders, timed(), checks=["outputs"], isolate=isohub.Isolation(threads=1),
-        progress=lambda *_: ended.append(time.perf_counter()),
+        progress=lambda *_: ended.append((time.perf_counter(), spent(started[0][1]) if started else 0.0)),
     )  # fmt: skip
-    return ended[-1] - started[0]
+    return ended[-1][0] - started[0][0], ended[-1][1]
+
+
+def processor_s() -> dict[int, float]:
+    """Return the processor time that this process and each worker have used so far."""
+    return {pid: used_s(pid) for pid in (os.getpid(), *(worker.pid for worker in isohub.workers()))}
+
+
+def used_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def spent(before: dict[int, float]) -> float:
+    """Return the time of the busiest worker since then, and that of this process."""
+    used = {pid: used_s(pid) - start for pid, start in before.items()}
+    return used.pop(os.getpid()) + max(used.values())
 
 
 def grow(folders: list[Path]) -> dict[str, object]:

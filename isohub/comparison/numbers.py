@@ -161,16 +161,22 @@ class Difference:
         a, b = one.double(), other.double()
         self._elements += a.numel()
         self._take_points(a, b)
+        # NaN and infinities stay in a sum: without any, which is the rule, much need not be looked at.
+        is_finite = math.isfinite(float(a.sum())) and math.isfinite(float(b.sum()))
+        if is_finite and torch.equal(one, other):
+            self._add_products(a, a)
+            return
         # Values of 64 bits do not all fit into a float64, so that they are held against each other as they are.
         differ = one != other if one.dtype == other.dtype else a != b
-        finite = a.isfinite() & b.isfinite()
-        differ &= ~(a.isnan() & b.isnan())
-        for sums, kind in ((self._nan, torch.isnan), (self._inf, torch.isinf)):
-            sums[0] += int(kind(a).sum())
-            sums[1] += int(kind(b).sum())
-        a_finite, b_finite = torch.where(finite, a, 0.0), torch.where(finite, b, 0.0)
-        for number, (left, right) in enumerate(((a_finite, b_finite), (a_finite, a_finite), (b_finite, b_finite))):
-            self._products[number] += float((left * right).sum())
+        finite: torch.Tensor | None = None
+        if not is_finite:
+            finite = a.isfinite() & b.isfinite()
+            differ &= ~(a.isnan() & b.isnan())
+            for sums, kind in ((self._nan, torch.isnan), (self._inf, torch.isinf)):
+                sums[0] += int(kind(a).sum())
+                sums[1] += int(kind(b).sum())
+            a, b = torch.where(finite, a, 0.0), torch.where(finite, b, 0.0)
+        self._add_products(a, b)
         count = int(differ.sum())
         if not count:
             return
@@ -180,22 +186,32 @@ class Difference:
             self._first = _unravel(flat, shape)
             if self._first:
                 self._first[0] += self._samples
-        apart = (a_finite - b_finite).abs()
-        apart = torch.where(differ & ~finite, math.inf, apart)
-        # Both are finite, and differ only as integers of 64 bits.
-        apart = torch.where(differ & (apart == 0), 1.0, apart) if not one.is_floating_point() else apart
-        size = torch.maximum(a_finite.abs(), b_finite.abs())
+        self._add_distances(a, b, differ, finite, is_exact=not one.is_floating_point())
+        if self._max_ulp is not None:
+            steps = _ulp(one, other, differ if finite is None else differ & finite)
+            self._max_ulp = None if steps is None else max(self._max_ulp, steps)
+
+    def _add_products(self, a: torch.Tensor, b: torch.Tensor) -> None:
+        for number, (left, right) in enumerate(((a, b), (a, a), (b, b))):
+            self._products[number] += float(torch.dot(left, right))
+
+    def _add_distances(
+        self, a: torch.Tensor, b: torch.Tensor, differ: torch.Tensor, finite: torch.Tensor | None, *, is_exact: bool
+    ) -> None:
+        apart = (a - b).abs()
+        size = torch.maximum(a.abs(), b.abs())
+        if finite is not None:
+            apart = torch.where(differ & ~finite, math.inf, apart)
+        if is_exact:  # integers of 64 bits that are one float64
+            apart = torch.where(differ & (apart == 0), 1.0, apart)
         relative = torch.where(size > 0, apart / size, torch.where(apart > 0, math.inf, 0.0))
         self._max_abs = max(self._max_abs, float(apart.max()))
         self._max_rel = max(self._max_rel, float(relative.max()))
         self._sum_abs += float(apart.sum())
-        self._sum_squares += float(apart.square().sum())
+        self._sum_squares += float(torch.dot(apart, apart))
         self._sum_rel += float(relative.sum())
-        allowed = self._tolerance.atol + self._tolerance.rtol * a_finite.abs()
+        allowed = self._tolerance.atol + self._tolerance.rtol * a.abs()
         self._beyond += int((differ & (apart > allowed)).sum())
-        if self._max_ulp is not None:
-            steps = _ulp(one, other, differ & finite)
-            self._max_ulp = None if steps is None else max(self._max_ulp, steps)
 
     def _take_points(self, a: torch.Tensor, b: torch.Tensor) -> None:
         """Keep one pair of every few, and of more as more come."""

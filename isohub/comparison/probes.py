@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 __all__ = [
+    "Caller",
     "Given",
     "call",
     "entry_input",
@@ -105,6 +106,26 @@ def first_call(target: Any, given: Given) -> Any:
     peak = _resident("VmHWM")
     nbytes = max(peak - before, 0) if is_reset and peak is not None and before is not None else None
     return output, seconds, nbytes
+
+
+class Caller:
+    """Calls the target again and again. It stays in the worker: to send a probe for each call would cost more.
+
+    Args:
+        target: What to call.
+        seed: As in `Given`, for the first input.
+        preprocess: As in `Given`.
+    """
+
+    def __init__(self, target: Any, seed: int, preprocess: str | None) -> None:
+        self._target = target
+        self._seed = seed
+        self._preprocess = preprocess
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any], number: int, measured: bool) -> Any:
+        """Call the target with the `number`-th input; return what `call` returns, or `first_call` if it is measured."""
+        given = (args, kwargs, self._seed + number, self._preprocess)
+        return first_call(self._target, given) if measured else call(self._target, given)
 
 
 def layer_plan(target: Any, given: Given) -> list[tuple[str, str, int, bool]]:

@@ -31,7 +31,7 @@ from isohub.errors import (
     WorkerTimeoutError,
 )
 from isohub.model.module import IsolatedModule
-from isohub.model.objects import run_in
+from isohub.model.objects import RemoteObject, run_in
 from isohub.options import Isolation
 
 __all__ = ["Conditions", "Subject", "Together", "is_its_own", "opened"]
@@ -99,6 +99,7 @@ class Subject:
         self.target: Any = None
         self.facts: dict[str, Any] = {}
         self.peak_bytes: int | None = None
+        self._caller: Callable[..., Any] | None = None
         self._conditions = conditions
 
     def __repr__(self) -> str:
@@ -162,12 +163,21 @@ class Subject:
 
     def call(self, call: Call, number: int = 0) -> tuple[Any, float]:
         """Call the target and return its output, and the seconds that the worker took for it."""
+        if self._caller is None:
+            caller = self.ask(probes.Caller, self._conditions.seed, self._conditions.preprocess)
+            if not isinstance(caller, RemoteObject) or not callable(caller):
+                raise RemoteProtocolError("no object to call where one is due")
+            self._caller = caller
+        measured = number == 0 and self.peak_bytes is None
         start = time.perf_counter()
-        if number == 0 and self.peak_bytes is None:
-            output, seconds, peak = _parts(self.ask(probes.first_call, self.arguments(call)), 3)
-            self.peak_bytes = None if peak is None else answers.number(peak)
-        else:
-            output, seconds = _parts(self.ask(probes.call, self.arguments(call, number)), 2)
+        try:
+            answer = self._caller(call.args, dict(call.kwargs), number, measured)
+        except Exception as error:
+            self.raised = error
+            raise
+        output, seconds, *peak = _parts(answer, 3 if measured else 2)
+        if peak:
+            self.peak_bytes = None if peak[0] is None else answers.number(peak[0])
         return output, answers.seconds(seconds, time.perf_counter() - start)
 
     def attempt(self, step: Callable[..., Any], *args: Any) -> Any:
@@ -181,6 +191,10 @@ class Subject:
                 raise
             self.fail(error)
             return None
+
+    def let_go(self) -> None:
+        """Forget what lives in the worker, which is about to end."""
+        self.result = self.target = self._caller = None
 
     def fail(self, error: Exception) -> None:
         """Give this version up: that is how it differs from the others."""
@@ -243,7 +257,7 @@ def opened(sources: Sequence[Source], conditions: Conditions) -> Iterator[Togeth
     finally:
         pool.shutdown()
         for subject in subjects:
-            subject.result = subject.target = None
+            subject.let_go()
             if subject.repo is not None:
                 subject.repo.close()
 
