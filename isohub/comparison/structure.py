@@ -78,10 +78,11 @@ def tree_of(module: IsolatedModule | None) -> dict[str, str]:
     for name, part in module.named_modules():
         if len(found) >= _MAX_MODULES:
             break
-        if isinstance(part, IsolatedModule) or hasattr(part, "_isohub_node"):
-            text = f"{part._get_name()}({part.extra_repr()})"
-        else:
-            text = type(part).__name__
+        text = type(part).__name__
+        if isinstance(part, IsolatedModule):
+            # One with a `__repr__` of its own tells all in that.
+            node = part._isohub_node
+            text = node.text if node.own_repr else f"{part._get_name()}({part.extra_repr()})"
         found[clean(name, _MAX_TEXT)] = clean(" ".join(text.split()), _MAX_TEXT)
     return found
 
