@@ -56,6 +56,7 @@ types: $(VENV)/.installed-dev ## mypy, on the package and on the public API as a
 
 tests: $(VENV)/.installed-dev ## All tests, the slow ones too [PYTEST_ARGS="-n 2 --dist loadfile"]
 	@tools/get_test_programs.sh $(VENV)/programs
+	@tools/get_browser.sh $(VENV)/browser
 	@echo '-- pytest'
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from isohub import errors
     from isohub.api import Repo, help, list, load, shutdown, workers
     from isohub.authoring import pretrained
+    from isohub.comparison.bisect import bisect
+    from isohub.comparison.finding import Bisection
+    from isohub.comparison.report import Comparison
+    from isohub.comparison.run import compare
     from isohub.hub.directories import get_dir, set_dir
     from isohub.hub.download import download_url_to_file
     from isohub.hub.weights import load_state_dict_from_url
@@ -26,6 +30,8 @@ if TYPE_CHECKING:
     from isohub.telemetry.metadata import set_metadata_hook
 
 __all__ = [
+    "Bisection",
+    "Comparison",
     "IsolatedModule",
     "Isolation",
     "RemoteObject",
@@ -34,6 +40,8 @@ __all__ = [
     "Worker",
     "__version__",
     "acall",
+    "bisect",
+    "compare",
     "deadline",
     "download_url_to_file",
     "errors",
@@ -52,6 +60,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Bisection": "isohub.comparison.finding",
+    "Comparison": "isohub.comparison.report",
     "IsolatedModule": "isohub.model.module",
     "Isolation": "isohub.options",
     "RemoteObject": "isohub.model.objects",
@@ -59,6 +69,8 @@ _HOMES = {
     "RepoRef": "isohub.refs",
     "Worker": "isohub.supervisor.worker",
     "acall": "isohub.model.acall",
+    "bisect": "isohub.comparison.bisect",
+    "compare": "isohub.comparison.run",
     "deadline": "isohub.supervisor.deadlines",
     "download_url_to_file": "isohub.hub.download",
     "get_dir": "isohub.hub.directories",

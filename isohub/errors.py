@@ -16,6 +16,9 @@
         ├── MissingDependencyError  (RuntimeError) hubconf.py names packages that are not installed
         ├── RemoteError             the repository's code raised; carries the remote traceback
         ├── ArtifactError           (RuntimeError) a model cannot be had without its code, or its file not be read
+        ├── ComparisonError         (ValueError) what to compare, or with which inputs, cannot be understood
+        │   ├── ExpressionError     the text of fail_on cannot be read
+        │   └── BisectError         between these two commits there is nothing to be found
         ├── WorkerError             the worker process, not the code in it, is the trouble
         │   ├── WorkerStartError    it never became ready
         │   ├── BrokenWorkerError   it died
@@ -41,8 +44,11 @@ from pathlib import Path
 __all__ = [
     "ArchiveError",
     "ArtifactError",
+    "BisectError",
     "BrokenWorkerError",
+    "ComparisonError",
     "EntrypointError",
+    "ExpressionError",
     "FetchError",
     "ForeignProcessError",
     "HashMismatchError",
@@ -240,6 +246,36 @@ class ArtifactError(IsohubError, RuntimeError):
         self.entrypoint = entrypoint
         self.compiler = compiler
         self.compiler_message = compiler_message
+
+
+class ComparisonError(IsohubError, ValueError):
+    """What to compare, or with which inputs, cannot be understood, or cannot be done."""
+
+
+class ExpressionError(ComparisonError):
+    """The text of `fail_on` cannot be read, or names a figure that there is not.
+
+    Attributes:
+        text: The text as it was given.
+    """
+
+    def __init__(self, message: str, *, text: str = "") -> None:
+        super().__init__(message)
+        self.text = text
+
+
+class BisectError(ComparisonError):
+    """Between a good and a bad commit no first bad one can be found.
+
+    Attributes:
+        good: The good commit, 40 hexadecimal digits.
+        bad: The bad commit, 40 hexadecimal digits.
+    """
+
+    def __init__(self, message: str, *, good: str = "", bad: str = "") -> None:
+        super().__init__(message)
+        self.good = good
+        self.bad = bad
 
 
 class WorkerError(IsohubError):

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from isohub.cli import cache, demo, doctor, export, inspect, load, lock, ps, repository, trust
+from isohub.cli import bisect, cache, compare, demo, doctor, export, inspect, load, lock, ps, repository, trust
 
 __all__ = ["app", "main"]
 
@@ -29,6 +29,8 @@ app = typer.Typer(
 )
 repository.add_to(app)
 load.add_to(app)
+compare.add_to(app)
+bisect.add_to(app)
 export.add_to(app)
 inspect.add_to(app)
 lock.add_to(app)

@@ -101,6 +101,12 @@ def silero_use(loaded: Any, audio: torch.Tensor) -> Any:
     return {"segments": segments, "events": events, "speech": collect_chunks(segments, audio).sum()}
 
 
+def silero_stream(loaded: Any, chunks: torch.Tensor) -> Any:
+    model = loaded[0]
+    with torch.no_grad():
+        return [model(chunk, 16000) for chunk in chunks]
+
+
 # -------------------------------------------------------------------------------------- facenet-pytorch
 
 FACENET_HUBCONF = """
@@ -192,7 +198,25 @@ def timm_use(loaded: Any, image: torch.Tensor) -> Any:
     return {"version": version, "logits": logits, "features": features, "weights": weights}
 
 
+def facenet_embedder(load: Load) -> Any:
+    torch.manual_seed(0)
+    return load("InceptionResnetV1", pretrained=None, num_classes=4).eval()
+
+
+def embed_in_batches(model: Any, batches: torch.Tensor) -> Any:
+    with torch.no_grad():
+        return [model(batch) for batch in batches]
+
+
+def timm_resnet(load: Load) -> Any:
+    torch.manual_seed(0)
+    return load("resnet10t", pretrained=False, num_classes=8).eval()
+
+
 CASES = {
+    "silero stream": Case(silero_setup, silero_load, silero_stream),
+    "facenet embeddings": Case(facenet_setup, facenet_embedder, embed_in_batches),
+    "timm resnet": Case(timm_setup, timm_resnet, embed_in_batches),
     "silero": Case(silero_setup, silero_load, silero_use),
     "facenet": Case(facenet_setup, facenet_load, facenet_use),
     "timm": Case(timm_setup, timm_load, timm_use),

@@ -21,6 +21,11 @@ isohub.load("owner/name", "entry", returns="onnx")  # type: ignore[arg-type]
 assert_type(isohub.save({}, Path("file")), None)
 isohub.set_metadata_hook(lambda fields: {"team": fields["repo"]})
 
+found = isohub.compare("owner/name", "entry", ["v1", Path("folder")], [1, 2], kwargs={"size": 3}, mode="train")
+assert_type(found, isohub.Comparison)
+assert_type(found.failures("max_abs > 0"), list[str])
+assert_type(isohub.bisect("owner/name", "entry", "v1", "main", jobs=2), isohub.Bisection)
+
 assert_type(isohub.list("owner/name"), list[str])
 assert_type(isohub.help("owner/name", "entry"), "str | None")
 assert_type(isohub.workers(), list[isohub.Worker])
