@@ -17,10 +17,10 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["RIVALS", "Driven", "Failed", "drive"]
+__all__ = ["RIVALS", "Driven", "Failed", "Start", "drive"]
 
 HERE = Path(__file__).parent
 # Beside the environment that runs this, unless somebody says otherwise.
@@ -119,6 +119,10 @@ class Driven:
         """Return the variant of one case that this rival is."""
         return _Call(self, case)
 
+    def start(self) -> Start:
+        """Return the variant of starting one more worker that this rival is."""
+        return Start(self)
+
 
 @dataclass(frozen=True)
 class _Call:
@@ -127,6 +131,23 @@ class _Call:
 
     def timed(self, repeats: int) -> list[float]:
         return self.driven.ask(do="call", case=self.case, repeats=repeats)["times"]  # type: ignore[return-value]
+
+
+@dataclass
+class Start:
+    """Starts workers, and ends each when the clock does not run.
+
+    Attributes:
+        private_bytes: Memory that each had for itself.
+    """
+
+    driven: Driven
+    private_bytes: list[int] = field(default_factory=list)
+
+    def timed(self, repeats: int) -> list[float]:
+        answer = self.driven.ask(do="start", repeats=repeats)
+        self.private_bytes += answer["private_bytes"]  # type: ignore[arg-type]
+        return answer["times"]  # type: ignore[return-value]
 
 
 @contextlib.contextmanager
