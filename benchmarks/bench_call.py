@@ -28,7 +28,7 @@ from pathlib import Path
 
 import torch
 from common import Options, Result, interleave, run
-from rivals import RIVALS, Driven, Failed, drive
+from rivals import RIVALS, Driven, RivalError, drive
 
 import isohub
 
@@ -162,7 +162,7 @@ def measure_descriptors(model: torch.nn.Module, result: Result) -> None:
 
 
 def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 def measure_threads(model: torch.nn.Module, options: Options, result: Result) -> None:
@@ -206,7 +206,7 @@ def measure_rival(driven: Driven, models: dict[str, torch.nn.Module], options: O
                 warm_up=1,
                 budget_s=RIVAL_BUDGET_S,
             )
-        except Failed as error:
+        except RivalError as error:
             result.notes.append(f"left out: {driven.name}, {case}: {error}")
             continue
         result.samples[case][driven.name] = pair[driven.name]
@@ -215,7 +215,7 @@ def measure_rival(driven: Driven, models: dict[str, torch.nn.Module], options: O
         result.measures[f"state dict: descriptors held, {driven.name}"] = int(
             str(driven.ask(do="fetch", case="state dict")["descriptors"])
         )
-    except Failed as error:
+    except RivalError as error:
         result.notes.append(f"left out: {driven.name}, descriptors: {error}")
 
 

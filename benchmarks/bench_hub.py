@@ -28,8 +28,8 @@ import isohub
 
 sys.path.insert(0, str(ROOT))
 
-from tests.helpers.githost import GitHost  # noqa: E402
-from tests.helpers.repos import make_repo  # noqa: E402
+from tests.helpers.githost import GitHost
+from tests.helpers.repos import make_repo
 
 LATENCY_S = 0.020
 HUBCONF = "def nothing():\n    return None\n"
@@ -51,11 +51,11 @@ def measure(options: Options, result: Result) -> None:
                 }
                 repo = make_repo(Path(folder, str(number)), {"v1": {"hubconf.py": HUBCONF, **files}})
                 host.add(f"owner/name{number}", repo)
-                measure_repo(what, f"owner/name{number}:v1", url, Path(folder), host, options, result)
+                measure_repo(what, f"owner/name{number}:v1", url, Path(folder), host, options=options, result=result)
 
 
 def measure_repo(
-    what: str, text: str, url: str, folder: Path, host: GitHost, options: Options, result: Result
+    what: str, text: str, url: str, folder: Path, host: GitHost, *, options: Options, result: Result
 ) -> None:
     def with_isohub(**more: bool) -> None:
         isohub.load(text, "nothing", git_host=url, isolate=False, trust_repo=True, verbose=False, **more)

@@ -101,7 +101,9 @@ def measure(options: Options, result: Result) -> None:
         Path(folder, "hubconf.py").write_text(HUBCONF)
         names: dict[str, object] = {"__file__": "", "__name__": "hubconf"}
         exec(HUBCONF, names)
-        done = subprocess.run([sys.executable, "-c", MANY, folder], capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(
+            [sys.executable, "-c", MANY, folder], capture_output=True, text=True, check=False, timeout=60
+        )
         result.measures["5,000 tensors under ulimit -n 256: works"] = done.returncode == 0
         if done.returncode:
             result.notes.append("5,000 tensors under ulimit -n 256: " + " ".join(done.stderr.splitlines()[-1:])[:300])
@@ -119,9 +121,7 @@ def measure_size(folder: str, megabytes: int, options: Options, result: Result) 
     variants = {"isohub": Load("isohub", folder, megabytes), "in process": Load("torch.hub", folder, megabytes)}
     samples = interleave(variants, rounds=options.rounds(7), warm_up=0, budget_s=8 if megabytes < 1000 else 25)
     result.samples[f"load of {what}"] = samples
-    result.ratio(
-        f"load of {what}: isohub / in process", samples["isohub"].median_s, samples["in process"].median_s
-    )
+    result.ratio(f"load of {what}: isohub / in process", samples["isohub"].median_s, samples["in process"].median_s)
     peaks = {name: variant.peak_bytes() for name, variant in variants.items()}
     for name, (peak, grown) in peaks.items():
         result.measures[f"load of {what}: peak memory, MB, {name}"] = round(peak / 1e6)
@@ -147,7 +147,8 @@ class Load:
     def _run(self, watch: Watch | None) -> float:
         command = [sys.executable, "-c", PROGRAM, self._how, self._folder, str(self._megabytes)]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdin is not None and process.stdout is not None
+            assert process.stdin is not None
+            assert process.stdout is not None
             pids = json.loads(process.stdout.readline())
             if watch is not None:
                 watch.start([process.pid, *pids])

@@ -21,7 +21,7 @@ from pathlib import Path
 from common import Options, Result, Sample, interleave, run
 from multiprocess import forkserver as mp_forkserver
 from multiprocess.context import reduction
-from rivals import RIVALS, Failed, drive
+from rivals import RIVALS, RivalError, drive
 
 import isohub
 from isohub import api
@@ -96,7 +96,7 @@ def measure_further(folder: Path, options: Options, result: Result) -> None:
                 variants = {"isohub": Ended(further_worker, []), name: start}
                 try:
                     pair = interleave(variants, rounds=options.rounds(10), warm_up=1, budget_s=3)
-                except Failed as error:
+                except RivalError as error:
                     result.notes.append(f"left out: {name}: {error}")
                     continue
                 samples[name] = pair[name]
@@ -124,7 +124,7 @@ class Ended:
 class Byte:
     """What the bare fork runs: it crosses by value, since the forkserver cannot import this script."""
 
-    def _bootstrap(self, parent_sentinel: object = None) -> int:
+    def _bootstrap(self, parent_sentinel: object = None) -> int:  # noqa: ARG002 - multiprocess's signature
         import os
 
         from multiprocess import forkserver

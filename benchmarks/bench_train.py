@@ -76,9 +76,7 @@ def measure(options: Options, result: Result) -> None:
         isohub.shutdown()
 
 
-def measure_model(
-    name: str, models: dict[str, torch.nn.Module], x: torch.Tensor, rounds: int, result: Result
-) -> None:
+def measure_model(name: str, models: dict[str, torch.nn.Module], x: torch.Tensor, rounds: int, result: Result) -> None:
     steps = {who: step_of(model, x) for who, model in models.items()}
     found = {
         "step": interleave(steps, rounds=rounds, warm_up=min(rounds, 5), budget_s=15),

@@ -16,11 +16,12 @@ import os
 import subprocess
 import sys
 import sysconfig
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["RIVALS", "Driven", "Failed", "Start", "drive"]
+__all__ = ["RIVALS", "Driven", "RivalError", "Start", "drive"]
 
 HERE = Path(__file__).parent
 # Beside the environment that runs this, unless somebody says otherwise.
@@ -52,7 +53,7 @@ RIVALS = {
 }
 
 
-class Failed(Exception):
+class RivalError(Exception):
     """A rival could not do what it was told."""
 
 
@@ -72,7 +73,7 @@ class Driven:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE if "ISOHUB_BENCH_DEBUG" not in os.environ else None,
             text=True,
-            # It must find what it needs in its own environment, and torch as many threads as here.
+            # It must find what it needs in its own environment.
             env={key: value for key, value in os.environ.items() if not key.startswith("PYTHON")},
         )
         if self._process.stderr is not None:
@@ -88,24 +89,26 @@ class Driven:
         """Have it do something.
 
         Raises:
-            Failed: It could not, or it ended.
+            RivalError: It could not, or it ended.
         """
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         try:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            raise Failed("it ended") from None
+            raise RivalError("it ended") from None
         line = self._process.stdout.readline()
         if not line:
-            raise Failed(f"it ended with status {self._process.wait()}")
+            raise RivalError(f"it ended with status {self._process.wait()}")
         answer: dict[str, object] = json.loads(line)
         if "error" in answer:
-            raise Failed(str(answer["error"]))
+            raise RivalError(str(answer["error"]))
         return answer
 
     def close(self) -> None:
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
         try:
@@ -158,7 +161,7 @@ def drive(notes: list[str], names: list[str] | None = None) -> Iterator[dict[str
         for name in names or RIVALS:
             try:
                 found[name] = Driven(name)
-            except (Failed, OSError) as error:
+            except (RivalError, OSError) as error:
                 notes.append(f"left out: {name}: {error}")
                 continue
             stack.callback(found[name].close)
@@ -170,12 +173,11 @@ def _python(rival: Rival) -> str:
         return sys.executable
     path = FOLDER / rival.package / "bin" / "python"
     if not path.exists():
-        raise Failed("it is not installed; python benchmarks/rivals.py does that")
+        raise RivalError("it is not installed; python benchmarks/rivals.py does that")
     return str(path)
 
 
 def _drain(stream) -> None:
-    import threading
 
     def read() -> None:
         with stream:

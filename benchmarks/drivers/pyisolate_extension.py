@@ -78,7 +78,9 @@ class Driver:
         folder = self._root / "venvs" / name
         venv.create(folder, symlinks=True)
         site = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
-        (site / "_pyisolate_parent.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
+        (site / "_pyisolate_parent.pth").write_text(
+            f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
+        )
         self._ready.append(name)
 
     def worker(self) -> Worker:

@@ -38,9 +38,9 @@ class Server:
             return self._start(request["repeats"])
         if request["do"] == "fetch":
             # What a result holds open: descriptors here, as long as it lives.
-            before = len(os.listdir("/proc/self/fd"))
+            before = descriptors()
             kept = self._call(request["case"])
-            return {"descriptors": len(os.listdir("/proc/self/fd")) - before, "kept": len(kept)}
+            return {"descriptors": descriptors() - before, "kept": len(kept)}
         return {"times": self._times(request["case"], request["repeats"])}
 
     def close(self) -> None:
@@ -88,6 +88,10 @@ class Server:
         return {"times": times, "private_bytes": private}
 
 
+def descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
 def private_bytes(pid: int) -> int:
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) << 10 for line in lines if line.startswith(("Private_Clean:", "Private_Dirty:")))
@@ -102,7 +106,7 @@ def main() -> None:
         for line in sys.stdin:
             try:
                 answer = server.answer(json.loads(line))
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, the other side is told
                 traceback.print_exc()
                 answer = {"error": f"{type(error).__name__}: {error}"[:300]}
             print(json.dumps(answer), file=answers, flush=True)

@@ -27,7 +27,7 @@ def enlarge(x: torch.Tensor) -> torch.Tensor:
     return _kept() * x.view(-1)[0]
 
 
-def state(x: torch.Tensor) -> dict[str, torch.Tensor]:
+def state(_x: torch.Tensor) -> dict[str, torch.Tensor]:
     """Return 320 tensors, 102 MB, that lie here since before."""
     return _state()
 
@@ -38,7 +38,7 @@ def nested(count: int, x: torch.Tensor) -> dict[str, list[tuple[torch.Tensor, in
     return {"found": [(small + number, number) for number in range(count)]}
 
 
-def pid(x: torch.Tensor) -> int:
+def pid(_x: torch.Tensor) -> int:
     """Return who runs this."""
     return os.getpid()
 
