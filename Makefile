@@ -8,6 +8,7 @@ PYTHON ?= python3
 # Two processes, a test file to each: a file's tests share costly fixtures, and the files that look for
 # leaked processes and descriptors see only their own.
 PYTEST_ARGS ?= -n 2 --dist loadfile
+BENCH_ARGS ?= --save
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -45,6 +46,8 @@ lint: $(VENV)/.installed-dev ## Style, formatting, spelling, and whether generat
 	@echo '-- cog'
 	@set -e; for file in $(COG_FILES); do \
 		$(BIN)/python -m cogapp --check --diff --verbosity=1 --check-fail-msg='make format mends this' $$file; done
+	@echo '-- plots'
+	@$(BIN)/python benchmarks/report.py --check
 
 arch: $(VENV)/.installed-dev ## Who may import whom
 	@echo '-- import-linter'
@@ -60,14 +63,17 @@ tests: $(VENV)/.installed-dev ## All tests, the slow ones too [PYTEST_ARGS="-n 2
 	@echo '-- pytest'
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-bench: $(VENV)/.installed-dev ## All benchmarks, one after the other
-	@set -e; for script in $(wildcard benchmarks/bench_*.py); do \
-		echo "-- $$script"; $(BIN)/python $$script; done
+bench: $(VENV)/.installed-dev ## All benchmarks, idle and then busy [BENCH_ARGS=--save]
+	@$(BIN)/python benchmarks/rivals.py
+	@set -e; for state in '' --busy; do for script in $(wildcard benchmarks/bench_*.py); do \
+		echo "-- $$script $$state"; $(BIN)/python $$script $$state $(BENCH_ARGS); done; done
+	@$(BIN)/python benchmarks/report.py
 
 format: $(VENV)/.installed-dev ## Mend what can be mended: imports, formatting, generated docs
 	@$(BIN)/ruff check --fix-only --quiet
 	@$(BIN)/ruff format
 	@set -e; for file in $(COG_FILES); do $(BIN)/python -m cogapp -r --verbosity=1 $$file; done
+	@$(BIN)/python benchmarks/report.py --plots
 
 clean: ## Remove caches and built packages; .venv stays
 	@rm -rf build dist htmlcov .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

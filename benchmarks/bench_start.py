@@ -1,67 +1,172 @@
-"""What a further worker costs, against a fresh interpreter that imports torch.
+"""What starting a worker costs: the first, and a further one, against the floor and the rivals.
 
-    python benchmarks/bench_start.py [--save]
+    python benchmarks/bench_start.py [--busy] [--quick | --save]
 
 A further worker is measured as its user meets it: from the call of `isohub.load`, with the forkserver warm,
-to the result of an entrypoint in a process of its own. The fresh interpreter only has to import torch and
-say so, which is what `torch.multiprocessing` with `spawn` pays at the least.
+to the result of an entrypoint in a process of its own. The floor is a bare fork of the same forkserver, which
+writes one byte. The fresh interpreter only has to import torch and say so. A rival's worker answers one call.
+The first worker is that of a new program, without the time that this program takes to import torch.
 """
 
 from __future__ import annotations
 
+import os
+import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
-from common import interleave, report
+from common import Options, Result, Sample, interleave, run
+from multiprocess import forkserver as mp_forkserver
+from multiprocess.context import reduction
+from rivals import RIVALS, RivalError, drive
 
 import isohub
+from isohub import api
 from isohub.supervisor.memory import Memory, memory_of
 
 HUBCONF = """
 def nothing():
     return None
 """
-GOAL_MS = 50.0
+# The second program does nothing but what the first one does before its clock runs.
+FIRST = """
+import sys, time
+from pathlib import Path
+import torch
+import isohub
+start = time.perf_counter()
+isohub.load(Path(sys.argv[1]), "nothing")
+print(time.perf_counter() - start)
+"""
+IMPORTS = {
+    "import isohub": "import isohub",
+    "isohub --help": "import sys; sys.argv = ['isohub', '--help']; from isohub.cli.main import main; main()",
+    "a Python that does nothing": "pass",
+}
 
 
-def main() -> None:
-    own = isohub.Isolation(dedicated=True)
+def measure(options: Options, result: Result) -> None:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "hubconf.py").write_text(HUBCONF)
-
-        def further_worker() -> None:
-            isohub.load(Path(folder), "nothing", isolate=own)
-            taken.append(memory_of(isohub.workers()[-1].pid))
-
-        taken: list[Memory] = []
-        samples = interleave(
-            {"further worker": further_worker, "fresh interpreter": fresh_interpreter}, rounds=10, warm_up=1
-        )
+        measure_further(Path(folder), options, result)
         isohub.shutdown()
-    ratio = samples["fresh interpreter"].median_s / samples["further worker"].median_s
-    report(
-        "start",
-        {
-            "fresh interpreter / further worker": round(ratio, 1),
-            "memory of a further worker, MB": {
-                "private": megabytes(taken[-1].private_bytes),
-                "proportional": megabytes(taken[-1].proportional_bytes),
-            },
-            "goal": f"a further worker in under {GOAL_MS:.0f} ms",
-            **{name: sample.asdict() for name, sample in samples.items()},
-        },
+        first = [run_first(folder) for _ in range(options.rounds(5))]
+        result.samples["the first worker of a program"] = {"isohub": Sample(tuple(first))}
+    result.samples["without torch"] = interleave(
+        {name: in_new_interpreter(code) for name, code in IMPORTS.items()}, rounds=options.rounds(10), warm_up=1
     )
+    nothing_s = result.samples["without torch"]["a Python that does nothing"].median_s
+    for name in ("import isohub", "isohub --help"):
+        beyond_s = result.samples["without torch"][name].median_s - nothing_s
+        result.measures[f"{name}: beyond a bare Python, ms"] = round(beyond_s * 1e3, 1)
 
 
-def megabytes(nbytes: int | None) -> float | None:
-    return None if nbytes is None else round(nbytes / 1e6, 1)
+def measure_further(folder: Path, options: Options, result: Result) -> None:
+    own = isohub.Isolation(dedicated=True)
+    taken: list[Memory] = []
+
+    def further_worker() -> None:
+        isohub.load(folder, "nothing", isolate=own)
+
+    further_worker()
+    samples = interleave(
+        {"isohub": Ended(further_worker, taken), "floor: bare fork": bare_fork},
+        rounds=options.rounds(20),
+        budget_s=15,
+    )
+    # Apart: they make the others wait for the processor's caches.
+    samples |= interleave({"fresh interpreter": fresh_interpreter}, rounds=options.rounds(5), warm_up=1, budget_s=20)
+    result.samples["a further worker"] = samples
+    further_s = samples["isohub"].median_s
+    result.ratio("further worker / bare fork", further_s, samples["floor: bare fork"].median_s)
+    result.ratio("fresh interpreter / further worker", samples["fresh interpreter"].median_s, further_s)
+    private = [memory.private_bytes for memory in taken if memory.private_bytes is not None]
+    proportional = [memory.proportional_bytes for memory in taken if memory.proportional_bytes is not None]
+    if private and proportional:
+        result.measures["private memory of a further worker, MB"] = megabytes(private)
+        result.measures["proportional memory of a further worker, MB"] = megabytes(proportional)
+    for name in RIVALS:
+        with drive(result.notes, [name]) as found:
+            for driven in found.values():
+                result.versions[name] = driven.version
+                start = driven.start()
+                variants = {"isohub": Ended(further_worker, []), name: start}
+                try:
+                    pair = interleave(variants, rounds=options.rounds(10), warm_up=1, budget_s=3)
+                except RivalError as error:
+                    result.notes.append(f"left out: {name}: {error}")
+                    continue
+                samples[name] = pair[name]
+                result.ratio(f"a further worker: {name} / isohub", pair[name].median_s, pair["isohub"].median_s)
+                result.measures[f"private memory of a further worker, MB, {name}"] = megabytes(start.private_bytes)
+
+
+class Ended:
+    """Starts a worker, and looks at it and ends it when the clock does not run."""
+
+    def __init__(self, start: Callable[[], None], taken: list[Memory]) -> None:
+        self._start, self._taken = start, taken
+
+    def timed(self, repeats: int) -> list[float]:
+        found = []
+        for _ in range(repeats):
+            sample = interleave({"": self._start}, rounds=1, warm_up=0)[""]
+            worker = isohub.workers()[-1]
+            self._taken.append(memory_of(worker.pid))
+            worker.close()
+            found.append(sample.median_s)
+        return found
+
+
+class Byte:
+    """What the bare fork runs: it crosses by value, since the forkserver cannot import this script."""
+
+    def _bootstrap(self, parent_sentinel: object = None) -> int:  # noqa: ARG002 - multiprocess's signature
+        import os
+
+        from multiprocess import forkserver
+
+        os.write(forkserver._forkserver._inherited_fds[0], b"x")
+        return 0
+
+
+def bare_fork() -> None:
+    """Fork the forkserver that the workers come from, and wait for the first byte of the child."""
+    server = api._registry._forkserver
+    read, write = os.pipe()
+    status, to_child = server._connect([write])
+    os.close(write)
+    with os.fdopen(to_child, "wb") as pipe:
+        reduction.dump({"name": "bare"}, pipe)
+        reduction.dump(Byte(), pipe)
+    assert os.read(read, 1) == b"x"
+    os.close(read)
+    mp_forkserver.read_signed(status)
+    os.close(status)
+
+
+def megabytes(nbytes: list[int]) -> float:
+    return round(statistics.median(nbytes) / 1e6, 1)
 
 
 def fresh_interpreter() -> None:
     subprocess.run([sys.executable, "-c", "import torch; print(torch.__version__)"], check=True, capture_output=True)
 
 
+def in_new_interpreter(code: str) -> Callable[[], None]:
+    def start() -> None:
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+    return start
+
+
+def run_first(folder: str) -> float:
+    done = subprocess.run([sys.executable, "-c", FIRST, folder], check=True, capture_output=True, text=True)
+    return float(done.stdout)
+
+
 if __name__ == "__main__":
-    main()
+    run("start", measure, __doc__)

@@ -1,6 +1,6 @@
 """Whether a ScriptModule over a worker's weights runs as fast as one that was made in process.
 
-    python benchmarks/bench_torchscript.py [--save]
+    python benchmarks/bench_torchscript.py [--busy] [--quick | --save]
 
 A small convolutional network and a large linear one, each as the ScriptModule that isohub gives, as one that
 torch.jit.script makes of the same module in this process, as that module itself, and as the module in its
@@ -14,7 +14,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from common import interleave, report
+from common import Options, Result, interleave, run
 
 import isohub
 
@@ -34,20 +34,17 @@ def linear():
     return nn.Sequential(*[nn.Linear(1024, 1024) for _ in range(4)]).eval()
 """
 INPUTS = {"convolutions": (2, 3, 64, 64), "linear": (16, 1024)}
-GOAL = "isohub's / in process, scripted: 1.0"
 
 
-def main() -> None:
-    result: dict[str, object] = {}
+def measure(options: Options, result: Result) -> None:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "hubconf.py").write_text(HUBCONF)
         for name, shape in INPUTS.items():
-            result[name] = measure(Path(folder), name, torch.rand(shape))
+            measure_model(Path(folder), name, torch.rand(shape), options, result)
         isohub.shutdown()
-    report("torchscript", {"models": result, "goal": GOAL})
 
 
-def measure(folder: Path, name: str, x: torch.Tensor) -> dict[str, object]:
+def measure_model(folder: Path, name: str, x: torch.Tensor, options: Options, result: Result) -> None:
     ours = isohub.load(folder, name, returns="torchscript")
     isolated = isohub.load(folder, name)
     eager = isohub.load(folder, name, isolate=False)
@@ -58,23 +55,22 @@ def measure(folder: Path, name: str, x: torch.Tensor) -> dict[str, object]:
         assert torch.equal(eager(x), ours(x))
         samples = interleave(
             {
-                "isohub's": lambda: ours(x),
+                "isohub, here": lambda: ours(x),
                 "in process, scripted": lambda: scripted(x),
                 "in process, eager": lambda: eager(x),
             },
-            rounds=60,
+            rounds=options.rounds(60),
             repeats=3,
             warm_up=10,
+            budget_s=15,
         )
         # Apart: whoever ran next would find the processor's caches full of the worker's.
-        samples |= interleave({"in its worker": lambda: isolated(x)}, rounds=20)
-    base = samples["isohub's"].median_s
-    return {
-        "isohub's / in process, scripted": round(base / samples["in process, scripted"].median_s, 3),
-        "isohub's / in process, eager": round(base / samples["in process, eager"].median_s, 3),
-        **{variant: sample.asdict() for variant, sample in samples.items()},
-    }
+        samples |= interleave({"isohub, in its worker": lambda: isolated(x)}, rounds=options.rounds(20))
+    result.samples[name] = samples
+    ours_s = samples["isohub, here"].median_s
+    for other in ("in process, scripted", "in process, eager"):
+        result.ratio(f"{name}: isohub / {other}", ours_s, samples[other].median_s)
 
 
 if __name__ == "__main__":
-    main()
+    run("torchscript", measure, __doc__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -70,9 +71,10 @@ class Tree:
         self.nodes: list[ModuleNode] = []
         lease.stands_for = weakref.ref(self)
 
-    def __del__(self) -> None:
+    def __del__(self, _ends: Callable[[], bool] = sys.is_finalizing) -> None:
         # Not a finalizer of weakref's, which would keep the tensors, and with their hooks perhaps the tree, for good.
-        self._died(self.lease, self.shared)
+        if not _ends():  # else there is nobody to tell, and modules may be empty already
+            self._died(self.lease, self.shared)
 
     def mirror(self, path: str) -> IsolatedModule | None:
         """Return the mirror of the module at `path`, if it is alive."""

@@ -1,0 +1,175 @@
+"""What holding several refs of one repository costs in memory, and what they gain by running in parallel.
+
+    python benchmarks/bench_branches.py [--busy] [--quick | --save]
+
+Memory is what the program, its forkserver and its workers take together (the kernel's PSS), beyond what they
+took before: with a small model, and with weights of 100 MB that are equal in every ref. In parallel, as many
+models as processors, with one torch thread each, are called at once, from the program's threads: isolated
+ones of as many refs, and in process. A forward takes some milliseconds of Python and small operators, which
+is what threads of one process wait for each other with.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from common import Options, Result, interleave, pss_bytes, run
+
+import isohub
+from isohub import api
+from isohub.supervisor.memory import memory_of
+
+HUBCONF = """
+import torch
+from torch import nn
+
+def small():
+    return nn.Linear(8, 8).eval()
+
+def weights():
+    # 100 MB, the same in every ref, and no two pages alike.
+    net = nn.Linear(5000, 5000, bias=False)
+    with torch.no_grad():
+        net.weight.copy_(torch.arange(net.weight.numel()).reshape(5000, 5000) % 8388593)
+    return net.eval()
+
+class Steps(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList([nn.Linear(64, 64) for _ in range(200)])
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = torch.relu(layer(x))
+        return x
+
+def steps():
+    return Steps().eval()
+"""
+REFS = (1, 2, 4, 8, 16)
+EQUAL_WEIGHTS_REFS = (1, 2, 8)
+IDENTITY = {
+    "GIT_AUTHOR_NAME": "Benchmark", "GIT_AUTHOR_EMAIL": "benchmark@example.invalid",
+    "GIT_COMMITTER_NAME": "Benchmark", "GIT_COMMITTER_EMAIL": "benchmark@example.invalid",
+    "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull,
+}  # fmt: skip
+
+
+def measure(options: Options, result: Result) -> None:
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        isohub.set_dir(Path(folder, "hub"))
+        repo = make_repo(Path(folder, "repo"), max(REFS))
+        for count in REFS[:2] if options.quick else REFS:
+            total, private, proportional = memory_with(repo, "small", count)
+            result.measures[f"{count} refs, small model: memory, MB"] = megabytes(total)
+            result.measures[f"{count} refs, small model: private memory a ref, MB"] = megabytes(private)
+            result.measures[f"{count} refs, small model: proportional memory a ref, MB"] = megabytes(proportional)
+        for count in EQUAL_WEIGHTS_REFS[:2] if options.quick else EQUAL_WEIGHTS_REFS:
+            total, *_ = memory_with(repo, "weights", count)
+            result.measures[f"{count} refs, equal weights of 100 MB: memory, MB"] = megabytes(total)
+        measure_parallel(repo, options, result)
+        isohub.shutdown()
+
+
+def memory_with(repo: Path, entrypoint: str, count: int) -> tuple[int, float, float]:
+    """Return the memory of so many refs together, and private and proportional memory of a worker on average."""
+    isohub.shutdown()
+    # The forkserver and all that the first load brings into this program are there before.
+    warm = isohub.Repo(url(repo, "v0"))
+    warm.load("small")
+    warm.close()
+    forkserver = api._registry.forkserver_pid
+    assert forkserver is not None
+    before = pss_bytes(os.getpid(), forkserver)
+    kept = [isohub.load(url(repo, f"v{number}"), entrypoint) for number in range(count)]
+    x = torch.rand(1, 8 if entrypoint == "small" else 5000)
+    with torch.no_grad():
+        for model in kept:
+            model(x)
+    pids = [worker.pid for worker in isohub.workers()]
+    assert len(pids) == count
+    total = pss_bytes(os.getpid(), forkserver, *pids) - before
+    each = [memory_of(pid) for pid in pids]
+    private = sum(one.private_bytes or 0 for one in each) / count
+    return total, private, sum(one.proportional_bytes or 0 for one in each) / count
+
+
+def measure_parallel(repo: Path, options: Options, result: Result) -> None:
+    count = len(os.sched_getaffinity(0))
+    own = isohub.Isolation(threads=1)
+    isolated = [isohub.load(url(repo, f"v{number}"), "steps", isolate=own) for number in range(count)]
+    plain = [isohub.load(repo, "steps", source="local", isolate=False) for _ in range(count)]
+    x = torch.rand(4, 64)
+    with ThreadPoolExecutor(count) as pool, torch.no_grad():
+        at_once = by_gather(isolated, x)
+        if at_once is None:
+            result.notes.append("the models in parallel are called from a thread each: isohub.gather does not exist")
+            at_once = by_threads(pool, isolated, x)
+        samples = interleave(
+            {
+                "isohub, one model alone": lambda: isolated[0](x),
+                f"isohub, {count} models at once": at_once,
+                "in process, one model alone": lambda: plain[0](x),
+                f"in process, {count} models at once": by_threads(pool, plain, x),
+            },
+            rounds=options.rounds(100),
+            repeats=2,
+            budget_s=15,
+        )
+    result.samples["models in parallel"] = samples
+    for who in ("isohub", "in process"):
+        alone, together = samples[f"{who}, one model alone"], samples[f"{who}, {count} models at once"]
+        result.ratio(f"models in parallel: at once / one alone, {who}", together.median_s, alone.median_s)
+        result.measures[f"models in parallel: calls a second, {who}"] = round(count / together.median_s)
+
+
+def by_gather(models: list[torch.nn.Module], x: torch.Tensor) -> Callable[[], object] | None:
+    """Return all calls at once from one thread, where isohub can do that."""
+    gather = getattr(isohub, "gather", None)
+    if gather is None:
+        return None
+    return lambda: gather([(model, x) for model in models])
+
+
+def by_threads(pool: ThreadPoolExecutor, models: list[torch.nn.Module], x: torch.Tensor) -> Callable[[], object]:
+    def call(model: torch.nn.Module) -> None:
+        with torch.no_grad():  # of each thread's own
+            model(x)
+
+    return lambda: list(pool.map(call, models))
+
+
+def make_repo(folder: Path, count: int) -> Path:
+    """Make a repository with tags v0, v1, ... that differ in a comment."""
+    folder.mkdir()
+    git(folder, "init", "--quiet", "--initial-branch=main")
+    for number in range(count):
+        (folder / "hubconf.py").write_text(f"# version {number}\n{HUBCONF}")
+        git(folder, "add", "--all")
+        git(folder, "commit", "--quiet", "--message", f"v{number}")
+        git(folder, "tag", f"v{number}")
+    return folder
+
+
+def git(folder: Path, *args: str) -> None:
+    subprocess.run(["git", *args], cwd=folder, env={**os.environ, **IDENTITY}, check=True, capture_output=True)
+
+
+def url(repo: Path, ref: str) -> str:
+    return f"git+file://{repo}@{ref}"
+
+
+def megabytes(nbytes: float) -> float:
+    return round(nbytes / 1e6, 1)
+
+
+if __name__ == "__main__":
+    run("branches", measure, __doc__)
