@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-__all__ = ["Options", "Result", "Sample", "Timed", "interleave", "pss_bytes", "run"]
+__all__ = ["Options", "Result", "Sample", "Timed", "interleave", "pss_bytes", "report", "run"]
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parent.parent
@@ -148,6 +148,15 @@ def _times_of(variant: Variant, repeats: int) -> list[float]:
         variant()
         found.append(time.perf_counter() - start)
     return found
+
+
+def report(name: str, figures: dict[str, object]) -> None:
+    """Print what a script of another kind found; with `--save`, keep it. `report.py` leaves it out."""
+    text = json.dumps({"benchmark": name, "machine": machine(os.getloadavg()[0]), **figures}, indent=2)
+    print(text)
+    if "--save" in sys.argv:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{name}.json").write_text(text + "\n")
 
 
 def pss_bytes(*pids: int) -> int:

@@ -48,11 +48,11 @@ Results = dict[tuple[str, str], dict[str, Any]]
 
 
 def read(folder: Path = RESULTS) -> Results:
-    """Return the results by benchmark and state; of quick runs, none."""
+    """Return the results by benchmark and state; none of quick runs, nor of scripts that measure otherwise."""
     found: Results = {}
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
         document = json.loads(path.read_text())
-        if not document["quick"]:
+        if "measures" in document and not document["quick"]:
             found[document["benchmark"], document["state"]] = document
     return found
 
