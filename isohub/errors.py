@@ -42,34 +42,12 @@ from datetime import datetime
 from pathlib import Path
 
 __all__ = [
-    "ArchiveError",
-    "ArtifactError",
-    "BisectError",
-    "BrokenWorkerError",
-    "ComparisonError",
-    "EntrypointError",
-    "ExpressionError",
-    "FetchError",
-    "ForeignProcessError",
-    "HashMismatchError",
-    "IsohubError",
-    "LocalProtocolError",
-    "LockError",
-    "LostObjectError",
-    "MissingDependencyError",
-    "ProtocolError",
-    "RefError",
-    "RemoteError",
-    "RemoteProtocolError",
-    "ResolveError",
-    "RestartError",
-    "UnreachableError",
-    "UntrustedRepoError",
-    "WorkerClosedError",
-    "WorkerError",
-    "WorkerStartError",
-    "WorkerTimeoutError",
-]
+    "ArchiveError", "ArtifactError", "BisectError", "BrokenWorkerError", "ComparisonError", "EntrypointError",
+    "ExpressionError", "FetchError", "ForeignProcessError", "HashMismatchError", "IsohubError", "LocalProtocolError",
+    "LockError", "LostObjectError", "MissingDependencyError", "ProtocolError", "RefError", "RemoteError",
+    "RemoteProtocolError", "ResolveError", "RestartError", "UnreachableError", "UntrustedRepoError",
+    "WorkerClosedError", "WorkerError", "WorkerStartError", "WorkerTimeoutError",
+]  # fmt: skip
 
 
 class IsohubError(Exception):
@@ -268,8 +246,7 @@ class BisectError(ComparisonError):
     """Between a good and a bad commit no first bad one can be found.
 
     Attributes:
-        good: The good commit, 40 hexadecimal digits.
-        bad: The bad commit, 40 hexadecimal digits.
+        good, bad: The commits, each of 40 hexadecimal digits.
     """
 
     def __init__(self, message: str, *, good: str = "", bad: str = "") -> None:
@@ -305,14 +282,9 @@ class BrokenWorkerError(WorkerError):
     """
 
     def __init__(
-        self,
-        message: str,
-        *,
-        worker: str = "",
-        stderr_tail: tuple[str, ...] = (),
-        exit_code: int | None = None,
-        signal: str | None = None,
-    ) -> None:
+        self, message: str, *, worker: str = "", stderr_tail: tuple[str, ...] = (),
+        exit_code: int | None = None, signal: str | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(message, worker=worker, stderr_tail=stderr_tail)
         self.exit_code = exit_code
         self.signal = signal
@@ -353,15 +325,9 @@ class LostObjectError(BrokenWorkerError):
     """
 
     def __init__(
-        self,
-        message: str,
-        *,
-        worker: str = "",
-        stderr_tail: tuple[str, ...] = (),
-        exit_code: int | None = None,
-        signal: str | None = None,
-        lost: str = "",
-    ) -> None:
+        self, message: str, *, worker: str = "", stderr_tail: tuple[str, ...] = (),
+        exit_code: int | None = None, signal: str | None = None, lost: str = "",
+    ) -> None:  # fmt: skip
         super().__init__(message, worker=worker, stderr_tail=stderr_tail, exit_code=exit_code, signal=signal)
         self.lost = lost
 
@@ -375,14 +341,9 @@ class WorkerTimeoutError(WorkerError, TimeoutError):
     """
 
     def __init__(
-        self,
-        message: str,
-        *,
-        worker: str = "",
-        stderr_tail: tuple[str, ...] = (),
-        timeout_s: float = 0.0,
-        killed: bool = True,
-    ) -> None:
+        self, message: str, *, worker: str = "", stderr_tail: tuple[str, ...] = (),
+        timeout_s: float = 0.0, killed: bool = True,
+    ) -> None:  # fmt: skip
         super().__init__(message, worker=worker, stderr_tail=stderr_tail)
         self.timeout_s = timeout_s
         self.killed = killed

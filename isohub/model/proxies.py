@@ -142,6 +142,7 @@ class ProxyTable:
         """Know that an exchange is over, with all that was asked within it."""
         self._numbers.settled()
         self._outputs.clear()
+        self._telling.clear()  # what could not be told would be kept, and with it the worker
 
     def changes(self, *, live: bool = True) -> list[TreeChange]:
         """Return what was done here to module trees since the worker was last told.
@@ -218,6 +219,7 @@ class ProxyTable:
     def put_back(self, released: list[tuple[int, int]]) -> None:
         """Return these by the next `released` again: they could not be told."""
         self._released.extend(released)
+        self._telling.clear()
 
     @contextmanager
     def making(self) -> Iterator[None]:

@@ -358,6 +358,7 @@ class Worker:
             error: Why it is ended. None if it died by itself, or is overdue.
             overdue: The deadline that it missed.
         """
+        self._callbacks.forget()  # also when it has ended: each call within another one comes by here
         if self._end is not None and self._state in (State.CLOSED, State.BROKEN):
             return endings.again(self._end)  # a request that was asked to make the answer has dealt with it
         connection = self._connected()
@@ -372,7 +373,6 @@ class Worker:
             connection.process.kill()
             connection.close()
             self.border.close()
-            self._callbacks.forget()
             self._services.close()
             if self.lease is not None and not self.alive:  # else the next process needs the checkout
                 self.lease.close()

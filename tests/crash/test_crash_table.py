@@ -106,7 +106,10 @@ class Case:
     def end_with_children(self) -> list[int]:
         """End the worker; return the process that its code has started, if that does not end as well."""
         child = int(Path(f"{self.order}.pid").read_text())
-        pidfd = os.pidfd_open(child)
+        try:
+            pidfd = os.pidfd_open(child)
+        except ProcessLookupError:  # with its worker, which has ended already
+            return []
         try:
             for worker in isohub.workers():
                 if ":v1@" in worker.label:

@@ -46,7 +46,7 @@ def test_memory_of_the_machine(border: Border):
 
 def test_memory_of_its_own_limit():
     """A worker with a limit gets no more than that; what it gives back it may have again."""
-    border = Border(1000)
+    border = Border(memory_bytes=1000)
     first = ask(border, 600, "weights")
 
     assert "600 are in use, and 600 more would be over Isolation(memory_bytes=1000)" in ask(border, 600).reason
