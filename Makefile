@@ -6,8 +6,8 @@
 
 PYTHON ?= python3
 # Two processes, a test file to each: a file's tests share costly fixtures, and the files that look for
-# leaked processes and descriptors see only their own.
-PYTEST_ARGS ?= -n 2 --dist loadfile
+# leaked processes and descriptors see only their own. In the order of conftest.py, which has the long ones first.
+PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 BENCH_ARGS ?= --save
 
 VENV := .venv
@@ -57,7 +57,7 @@ types: $(VENV)/.installed-dev ## mypy, on the package and on the public API as a
 	@echo '-- mypy'
 	@$(BIN)/mypy isohub $(wildcard tests/typing)
 
-tests: $(VENV)/.installed-dev ## All tests, the slow ones too [PYTEST_ARGS="-n 2 --dist loadfile"]
+tests: $(VENV)/.installed-dev ## All tests, the slow ones too [PYTEST_ARGS="-n 2 --dist loadfile --no-loadscope-reorder"]
 	@tools/get_test_programs.sh $(VENV)/programs
 	@tools/get_browser.sh $(VENV)/browser
 	@echo '-- pytest'

@@ -15,6 +15,11 @@ from sybil.integration.pytest import SybilItem
 from sybil.parsers.markdown import CodeBlockParser
 
 ROOT = Path(__file__).parent
+# Files and folders of more than half a minute.
+LONG = tuple(
+    str(ROOT / "tests" / name)
+    for name in ("contract", "real", "crash", "comparison", "attacks/test_hostile_answers.py")
+)
 
 
 class _Python(CodeBlockParser):
@@ -54,9 +59,13 @@ def empty_folder() -> Iterator[None]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the examples of each page together and in their order: one builds on those before it."""
+    """Put the files that take longest first, and the examples of each page together and in their order.
+
+    Of two processes neither then has a long file left when the other is done. An example builds on those before it.
+    """
     examples = [item for item in items if isinstance(item, SybilItem)]
     items[:] = [item for item in items if not isinstance(item, SybilItem)]
+    items.sort(key=lambda item: not str(item.path).startswith(LONG))
     items += sorted(examples, key=lambda item: (item.path, item.example.start))
 
 

@@ -290,9 +290,9 @@ class _Search:
         good = self._baseline()
         sources = [self._source(commit) for commit in commits]
         threads = ThreadPoolExecutor(1 + len(commits), thread_name_prefix="isohub-bisect")
-        with threads as pool, opened(sources, self._conditions) as found:
+        with threads as pool, ThreadPoolExecutor(1) as lane, opened(sources, self._conditions) as found:
             self._loads += len(commits)
-            runner = Runner(Together([good, *found.subjects], pool), 0, self._inputs, self._plan)
+            runner = Runner(Together([good, *found.subjects], pool, [lane, *found.lanes]), 0, self._inputs, self._plan)
             runner.run()
             versions = [runner.version(subject) for subject in (good, *found.subjects)]
             pairs = [runner.pair(1 + place, versions) for place in range(len(commits))]

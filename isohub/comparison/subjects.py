@@ -208,16 +208,23 @@ class Together:
 
     Attributes:
         subjects: The versions.
-        pool: The threads.
+        pool: Threads for what has no order.
+        lanes: A thread for each version: two steps of a model that keeps a state are taken in order.
     """
 
-    def __init__(self, subjects: Sequence[Subject], pool: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, subjects: Sequence[Subject], pool: ThreadPoolExecutor, lanes: Sequence[ThreadPoolExecutor]
+    ) -> None:
         self.subjects = list(subjects)
         self.pool = pool
+        self.lanes = list(lanes)
 
     def begin(self, step: Callable[..., Any], *args: Any) -> list[Future[Any]]:
         """Let each version begin a step, a function that is given the version first."""
-        return [self.pool.submit(subject.attempt, step, subject, *args) for subject in self.subjects]
+        return [
+            lane.submit(subject.attempt, step, subject, *args)
+            for subject, lane in zip(self.subjects, self.lanes, strict=True)
+        ]
 
     def do(self, step: Callable[..., Any], *args: Any) -> list[Any]:
         """Have each version take a step, and return what came, in order."""
@@ -239,11 +246,12 @@ def opened(sources: Sequence[Source], conditions: Conditions) -> Iterator[Togeth
     ]
     subjects: list[Subject] = []
     pool = ThreadPoolExecutor(len(sources), thread_name_prefix="isohub-compare")
+    lanes = [ThreadPoolExecutor(1, thread_name_prefix="isohub-compare") for _ in sources]
     try:
         # One after the other: it may ask on the terminal whether the code is trusted.
         for source, isolation in zip(sources, isolations, strict=True):
             subjects.append(_resolved(source, isolation, conditions))
-        together = Together(subjects, pool)
+        together = Together(subjects, pool, lanes)
         together.do(Subject.warm_up)
         for subject in subjects:
             subject.attempt(subject.load)
@@ -255,7 +263,8 @@ def opened(sources: Sequence[Source], conditions: Conditions) -> Iterator[Togeth
                 worker.kill()
         raise
     finally:
-        pool.shutdown()
+        for threads in (pool, *lanes):
+            threads.shutdown()
         for subject in subjects:
             subject.let_go()
             if subject.repo is not None:

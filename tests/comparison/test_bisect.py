@@ -124,7 +124,7 @@ def test_only_suspects_are_left(tmp_path: Path):
 
 def test_speed_alone(history: History):
     """With a condition on speed the commit that only made it slower is found, past one that changed the outputs."""
-    found = find(history, fail_on="latency_ratio_low > 1.5", speed_s=0.2)
+    found = find(history, fail_on="latency_ratio_low > 3", speed_s=0.2)
 
     assert found.first_bad is not None
     assert found.first_bad.commit == history.named["slow"]

@@ -28,7 +28,7 @@ from tests.helpers.programs import processes_with
 from tests.helpers.repos import make_repo, url
 
 ROOT = Path(__file__).parents[2]
-KILLS = int(os.environ.get("ISOHUB_PARENT_KILLS", "10"))
+KILLS = int(os.environ.get("ISOHUB_PARENT_KILLS", "6"))
 SEED = int(os.environ.get("ISOHUB_PARENT_KILLS_SEED", "5"))
 # Far above what a step takes here, so that only a hang meets it.
 DEADLINE_S = 60.0

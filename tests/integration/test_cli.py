@@ -109,7 +109,7 @@ class TestStart:
 
         assert [done.returncode, done.stderr] == [0, ""]
         commands = [line.split()[0] for line in done.stdout.partition("Commands:")[2].splitlines() if line]
-        expected = "list help load export inspect lock prefetch ps doctor demo cache trust"
+        expected = "list help load compare bisect export inspect lock prefetch ps doctor demo cache trust"
         assert commands == expected.split()
         assert "..." not in done.stdout.partition("Commands:")[2]
         assert max(map(len, done.stdout.splitlines())) <= 80

@@ -91,7 +91,7 @@ def test_names_in_ps(repo: str, forkserver: int, tmp_path: Path):
     assert seen.wait(60) == 0
     assert comm == "isohub-worker"
     assert re.fullmatch(rf"isohub-worker {re.escape(worker.label)}: idle calls=1 handles=1 last=\d+", idle)
-    assert comm_and_title(forkserver)[0] == "isohub-forkserv"
+    assert comm_and_title(isohub.api._registry.forkserver_pid)[0] == "isohub-forkserv"
     del model
 
 

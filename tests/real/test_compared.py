@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import isohub
-from tests.real.cases import CASES, FACENET_HUBCONF, TIMM_HUBCONF
+from tests.real.cases import CASES, FACENET_HUBCONF
 from tests.real.test_silero import _audio
 
 pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.usefixtures("forkserver")]
@@ -91,20 +91,3 @@ def test_facenet(bring: Bring, published: Published, plain_hub: PlainHub):
     assert found.pairs[0].kind == "equal"
     assert found.pairs[0].state is not None
     assert found.pairs[0].state.is_equal
-
-
-def test_timm(bring: Bring, published: Published, plain_hub: PlainHub):
-    """Two releases of timm, three years apart, differ as in two processes."""
-    releases = {f"v{version}": bring("timm", version) for version in ("0.6.13", "1.0.28")}
-    repo, folders = published("huggingface/pytorch-image-models", releases, TIMM_HUBCONF)
-    images = torch.linspace(-1, 1, 2 * 2 * 3 * 64 * 64).reshape(2, 2, 3, 64, 64).sin()
-
-    one, other = alone(plain_hub, "timm resnet", {"batches": images}, folders)
-    found = compared(
-        "timm resnet", repo, "resnet10t", list(folders), list(images), kwargs={"pretrained": False, "num_classes": 8},
-        checks=["outputs", "state", "structure", "layers", "code"],
-    )  # fmt: skip
-
-    held(found, figures(one, other))
-    assert found.pairs[0].state is not None
-    assert len(found.pairs[0].code.files) > 20
