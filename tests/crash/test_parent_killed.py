@@ -94,6 +94,8 @@ class Victim:
     def left(self) -> list[int]:
         """Return which of its processes are there after a time that is plenty."""
         deadline = time.monotonic() + DEADLINE_S
+        # One that was started between the look and the kill.
+        self._watch(iter(processes_with(f"TMPDIR={self.temporary}")))
         found = []
         for pid, fd in self.pids.items():
             if not select.select([fd], [], [], max(deadline - time.monotonic(), 0.0))[0]:
