@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 
 from isohub.errors import RemoteProtocolError
+from isohub.shm.spin import Spin
 from isohub.wire import framing
 
 __all__ = ["Channel", "DeadlineError", "PeerGoneError"]
@@ -59,6 +60,7 @@ class Channel:
         self._readable.register(sock, select.POLLIN)
         self._writable.register(sock, select.POLLOUT)
         self._fds: list[int] = []
+        self._spin = Spin()
 
     def fileno(self) -> int:
         """Return the socket's descriptor; -1 once closed."""
@@ -86,6 +88,9 @@ class Channel:
         header = framing.pack_header(len(message), len(descriptors))
         left = memoryview(header + message)
         try:
+            if deadline is None and not descriptors:
+                self._sock.sendall(left)
+                return
             # They go with the first byte, and only once.
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
             while left:
@@ -150,6 +155,7 @@ class Channel:
 
     def _receive_some(self, deadline: float | None) -> memoryview:
         """Return what the socket has, waiting for it until the deadline; valid until the next call."""
+        began = self._spin.wait(self._readable)
         self._wait(self._readable, deadline)
         try:
             count = self._receive_into() if self._accept else self._sock.recv_into(self._scratch)
@@ -159,6 +165,7 @@ class Channel:
             raise PeerGoneError
         if deadline is not None and time.monotonic() > deadline:
             raise DeadlineError
+        self._spin.waited(began)
         return self._scratch[:count]
 
     def _receive_into(self) -> int:

@@ -16,6 +16,7 @@ class Residents:
     def __init__(self) -> None:
         self._segments: dict[int, Segment] = {}
         self._by_address: list[Segment] = []
+        self._begin = self._end = 0  # of all of them
 
     def __len__(self) -> int:
         return len(self._segments)
@@ -28,16 +29,25 @@ class Residents:
     def add(self, segment: Segment) -> None:
         """Count `segment` in, and keep it mapped."""
         self._segments[segment.number] = segment
-        self._by_address = sorted(self._segments.values(), key=_address)
+        self._sort()
 
     def remove(self, number: int) -> None:
         """Let go of a segment; unknown ones are ignored. Views of it keep it mapped."""
         self._segments.pop(number, None)
+        self._sort()
+
+    def _sort(self) -> None:
         self._by_address = sorted(self._segments.values(), key=_address)
+        self._begin = min((segment.address for segment in self._by_address), default=0)
+        self._end = max((segment.address + segment.nbytes for segment in self._by_address), default=0)
 
     def get(self, number: int) -> Segment | None:
         """Return the segment of that number, if there is one."""
         return self._segments.get(number)
+
+    def span_has(self, address: int) -> bool:
+        """Return whether `address` could be in one of them; much quicker than `find`."""
+        return self._begin <= address < self._end
 
     def find(self, address: int, nbytes: int) -> Block | None:
         """Return the block that `nbytes` bytes at `address` are, if they lie in a segment."""

@@ -9,6 +9,7 @@ import torch
 
 from isohub.errors import IsohubError, LocalProtocolError, RemoteProtocolError
 from isohub.shm.arena import Arena
+from isohub.shm.plans import MISSING, Plans
 from isohub.shm.segment import KeptSegments, Segment, create_memfd
 from isohub.shm.tensors import Residents, TensorReader, why_not
 from isohub.shm.values import Packer, Unpacker
@@ -57,6 +58,7 @@ class Border:
         self._arena = Arena(self._grow)
         self._outbox: dict[int, Segment] = {}  # arena of the worker's results
         self._watch = Watch()
+        self._plans = Plans()
         self._next = 1
         self._pending: list[tuple[int, int, int]] = []  # (number, nbytes, fd) that the worker lacks
         self._total_bytes = 0
@@ -77,6 +79,9 @@ class Border:
         """
         if not args and not kwargs:
             return _NO_ARGUMENTS
+        planned = self._plans.write((args, kwargs), self._arena, self.residents)
+        if planned is not None:
+            return planned
         packer = Packer(self._arena, self.residents, self._other, None, self.proxies.ref_of)
         payload = packer.pack((args, kwargs), "arguments")
         return structs.replace(payload, numbered=self.proxies.numbered(packer.noted)) if packer.noted else payload
@@ -114,6 +119,16 @@ class Border:
         Raises:
             RemoteProtocolError: It makes no sense.
         """
+        if payload.form:
+            if self._frozen is None:
+                value = self._plans.read(payload, self._outbox.get, self._watch)
+                if value is not MISSING:
+                    return value
+            form, payload = payload.form, codec.whole(payload)
+            with self.proxies.making():
+                value = self._unpack(payload)
+            self._plans.learn(form, payload)
+            return value
         with self.proxies.making():
             return self._unpack(payload)
 

@@ -98,4 +98,4 @@ def state_now() -> TorchState:
 
 def _generator_state() -> bytes:
     # As bytes: comparing two tensors of 5 kB takes torch longer than all the rest here.
-    return bytes_of(torch.get_rng_state())
+    return bytes_of(torch.default_generator.get_state())

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 from isohub.errors import RemoteProtocolError
 from isohub.wire import structs
-from isohub.wire.messages import FromParent, FromWorker
+from isohub.wire.messages import Form, FromParent, FromWorker, Payload
 from isohub.wire.texts import clean
 
-__all__ = ["decode_from_parent", "decode_from_worker", "encode"]
+__all__ = ["decode_from_parent", "decode_from_worker", "encode", "encode_form", "whole"]
 
 _from_parent = structs.decode_as(FromParent)
 _from_worker = structs.decode_as(FromWorker)
+_form = structs.decode_as(Form)
 
 
 def encode(message: FromParent | FromWorker) -> bytes:
@@ -26,14 +27,37 @@ def decode_from_worker(data: bytes | memoryview) -> FromWorker:
     Raises:
         RemoteProtocolError: It is none, or a value in it is of the wrong type.
     """
-    try:
-        return cast("FromWorker", _from_worker.decode(data))
-    # msgspec raises DecodeError (a ValueError) and its subclass ValidationError, RecursionError on
-    # deep nesting, and UnicodeDecodeError (a ValueError too) on strings that are no UTF-8.
-    except (ValueError, RecursionError, MemoryError, OverflowError) as error:
-        raise RemoteProtocolError(f"a message that cannot be read: {clean(str(error), 200)}") from None
+    return cast("FromWorker", _decoded(_from_worker, data))
+
+
+def encode_form(form: Form) -> str:
+    """Return `form` as the text that stands in a payload."""
+    return structs.encode(form).decode()
+
+
+def whole(payload: Payload) -> Payload:
+    """Return a payload with the value and the tensors that its form tells of.
+
+    Raises:
+        RemoteProtocolError: It is no form, or there are a value or tensors beside it.
+    """
+    if not payload.form:
+        return payload
+    if payload.value is not None or payload.tensors:
+        raise RemoteProtocolError("a payload that has a form, and a value beside it")
+    form = cast("Form", _decoded(_form, payload.form))
+    return structs.replace(payload, value=form.value, tensors=form.tensors, form="")
 
 
 def decode_from_parent(data: bytes | memoryview) -> FromParent:
     """Read a message that the parent sent; the parent is trusted."""
     return cast("FromParent", _from_parent.decode(data))
+
+
+def _decoded(decoder: Any, data: bytes | memoryview | str) -> object:
+    try:
+        return decoder.decode(data)
+    # msgspec raises DecodeError (a ValueError) and its subclass ValidationError, RecursionError on
+    # deep nesting, and UnicodeDecodeError (a ValueError too) on strings that are no UTF-8.
+    except (ValueError, RecursionError, MemoryError, OverflowError) as error:
+        raise RemoteProtocolError(f"a message that cannot be read: {clean(str(error), 200)}") from None

@@ -20,6 +20,8 @@ class State(enum.Enum):
     CLOSED = "closed"  #: ended because this program said so
     BROKEN = "broken"  #: ended otherwise: crashed, killed, overdue, or caught lying
 
+    __hash__ = object.__hash__  # there is one object for each; Enum's own asks Python for the name's, four times a call
+
 
 class Event(enum.Enum):
     """What happens to a worker."""
@@ -33,6 +35,8 @@ class Event(enum.Enum):
     CLOSE = "close"  #: the parent asked it to end
     DEATH = "death"  #: it ended, or was killed because it could not be believed any more
     RESTART = "restart"  #: a new process is started in its place: `Isolation(restart="on-crash")`
+
+    __hash__ = object.__hash__
 
 
 TRANSITIONS: dict[tuple[State, Event], State] = {

@@ -32,6 +32,7 @@ __all__ = [
     "Callback",
     "Cause",
     "FilesAt",
+    "Form",
     "FromParent",
     "FromWorker",
     "Granted",
@@ -105,6 +106,8 @@ class Payload(Struct, array_like=True, frozen=True):
         numbered: From the parent: parameters, and tensors that ask for gradients. From the worker: parameters that the
             parent has sent and that are now part of a tree.
         graph: The graph behind those tensors that the worker computed; None if there is none.
+        form: A `Form` as JSON, in the place of `value` and `tensors`, or empty: calls are mostly of the same form, and
+            whoever has seen a text before need not read it again.
     """
 
     value: Value = None
@@ -113,6 +116,18 @@ class Payload(Struct, array_like=True, frozen=True):
     modules: list[ModuleSpec] = []
     numbered: list[Numbered] = []
     graph: Graph | None = None
+    form: str = ""
+
+
+class Form(Struct, array_like=True, frozen=True, gc=False):
+    """A value of plain tensors without the tensors.
+
+    Attributes:
+        value, tensors: As in `Payload`.
+    """
+
+    value: Value
+    tensors: list[TensorSpec]
 
 
 class TreeChange(Struct, array_like=True, frozen=True):

@@ -52,8 +52,8 @@ class _Decoder:
     def __init__(self, kind: object) -> None:
         self._kind = kind
 
-    def decode(self, data: bytes | memoryview) -> object:
-        return _read(self._kind, json.loads(bytes(data)))
+    def decode(self, data: bytes | memoryview | str) -> object:
+        return _read(self._kind, json.loads(data if isinstance(data, str) else bytes(data)))
 
 
 def decode_as(kind: object) -> _Decoder:

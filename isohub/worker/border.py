@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 from isohub.shm.arena import Arena
+from isohub.shm.plans import MISSING, Plans
 from isohub.shm.segment import Segment
 from isohub.shm.tensors import (
     Residents,
@@ -24,7 +25,7 @@ from isohub.shm.tensors import (
 )
 from isohub.shm.values import Packer, Unpacker
 from isohub.shm.watch import Watch
-from isohub.wire import structs
+from isohub.wire import codec, structs
 from isohub.wire.messages import Granted, Payload, Request
 from isohub.wire.specs import Block
 from isohub.wire.tree import Where
@@ -61,6 +62,7 @@ class Border:
         self._residents = Residents()
         self._inbox: dict[int, Segment] = {}
         self._watch = Watch()
+        self._plans = Plans()
         self._sent: tuple[Payload, list[int]] = Payload(), []  # what was said last, and the handles counted for it
         self._living: Counter[int] = Counter()  # blocks in use here, by segment of weights
 
@@ -95,6 +97,13 @@ class Border:
 
     def unpack(self, payload: Payload) -> Any:
         """Return the value that the parent sent."""
+        form = payload.form
+        if form:
+            value = self._plans.read(payload, self._inbox.get, self._watch)
+            if value is not MISSING:
+                return value
+            payload = codec.whole(payload)
+            self._plans.learn(form, payload)
         reader = TensorReader(payload.blocks, payload.tensors, self._segment, self._watched, checked=False)
         for one in payload.numbered:
             reader.put(one.tensor, self.graphs.enter(reader[one.tensor], one, reader.spec(one.tensor).requires_grad))
@@ -111,13 +120,18 @@ class Border:
         Raises:
             LocalProtocolError: It cannot be said.
         """
-
-        def other(packer: Packer, value: Any, where: Where) -> Any:
-            return export.say_other(packer, value, where, self.objects)
-
-        packer = self._packer(other, moving=moving)
         with self._lock:
-            return self._packed(packer, self.objects.trees.changed(None if only_forward else self._is_astray), value)
+            told = self.objects.trees.changed(None if only_forward else self._is_astray)
+            if not (told or moving or self.frozen):
+                planned = self._plans.write(value, self._arena, self._residents)
+                if planned is not None:
+                    self._sent = planned, []
+                    return planned
+
+            def other(packer: Packer, value: Any, where: Where) -> Any:
+                return export.say_other(packer, value, where, self.objects)
+
+            return self._packed(self._packer(other, moving=moving), told, value)
 
     def _packer(self, other: Callable[[Packer, Any, Where], Any], *, moving: bool = False) -> Packer:
         freeze = self._freeze if self.frozen else None

@@ -17,6 +17,8 @@ __all__ = ["Modes"]
 
 
 _ORDINARY = nullcontext()
+# One for all requests, of which one is under way at a time: to make it takes longer than to use it.
+_NO_GRAD = torch.no_grad()
 
 
 class Modes:
@@ -42,7 +44,7 @@ class Modes:
         if nested:
             return self._exactly(state)
         if not state.inference and state.autocast is None:
-            return _ORDINARY if state.grad else torch.no_grad()
+            return _ORDINARY if state.grad else _NO_GRAD
         stack = ExitStack()
         if state.inference:
             stack.enter_context(torch.inference_mode())
@@ -82,7 +84,7 @@ class Modes:
         """Return the generator's state if the parent does not know it; else None."""
         if self._known is None:
             return None  # before the first request
-        now = bytes_of(torch.get_rng_state())
+        now = bytes_of(torch.default_generator.get_state())
         if now == self._known:
             return None
         self._known = now

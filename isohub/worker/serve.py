@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import platform
@@ -213,7 +212,8 @@ class _Line:
 def _flush() -> None:
     """Have all output in the pipes before the answer, so that the parent can show it in order."""
     for stream in (sys.stdout, sys.stderr):
-        # The repository may have replaced or closed it.
-        with contextlib.suppress(Exception):
+        try:  # noqa: SIM105 - `suppress` would be a good part of this, for each call
             stream.flush()
+        except Exception:  # noqa: BLE001, S110 - the repository may have replaced or closed it
+            pass
     _libc.fflush(None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 import time
 from collections.abc import Iterator
@@ -55,6 +56,15 @@ REFUSED = {
     "gradients of whole numbers": "says nothing",
     "the same bytes a thousand times": "many times as large as the memory",
     "the same bytearray a thousand times": "many times as large as the memory",
+    # forms
+    "form that is none": "Input data was truncated",
+    "form of another kind": "cannot be read",
+    "form with a field of the wrong type": "Expected `int`, got `bool`",
+    "form with a value beside it": "a payload that has a form, and a value beside it",
+    "form of a tensor behind the end": "ends at byte 1048640 of a segment of 1048576",
+    "form without the blocks that it tells of": "in block 0 of 0",
+    "form of a tensor larger than its block": "leaves its 32 bytes",
+    "form with a pickle": "a pickle, which this process never reads",
     # values
     "101 deep": "nested deeper than 100 levels",
     "100,000 deep": "cannot be read",
@@ -126,6 +136,14 @@ REFUSED = {
     "generator that reads behind its end": "624 numbers left from number 624 on",
     "generator at a negative place": "-1 numbers left",
 }
+# In the answer to the second call; the first one was honest, so that its form is known.
+REFUSED_LATER = {
+    "known form of a tensor behind the end": "ends at byte 1048640 of a segment of 1048576",
+    "known form of a segment that is none": "segment 4711, which does not exist",
+    "known form of a smaller block": "leaves its 32 bytes",
+    "known form of an unaligned block": "a block with offset 8",
+    "known form without blocks": "in block 0 of 0",
+}
 # Those that only a deadline ends; it is one for the whole exchange.
 OVERDUE = ["a byte every 0.2 s", "a question every 0.2 s", "segments for ever", "files that cannot be, for ever"]
 TIMEOUT_S = 1.0
@@ -175,6 +193,19 @@ def test_lie_ends_its_worker_alone(repo: str, name: str):
     assert REFUSED[name] in text
     assert text.isprintable()
     assert time.monotonic() - began < SLACK_S
+
+
+@pytest.mark.parametrize("name", REFUSED_LATER)
+def test_known_form_is_believed_no_more_than_a_new_one(repo: str, name: str):
+    """The numbers in an answer of a form that is known from an honest one are checked all the same."""
+    with torch.random.fork_rng():
+        liar = isohub.load(repo, "net", source="local", isolate=isohub.Isolation(dedicated=True))
+
+    assert (torch.uint8, (64,)) == ((honest := liar.lie(name, None)).dtype, honest.shape)
+
+    with pytest.raises(RemoteProtocolError, match=re.escape(REFUSED_LATER[name])):
+        liar.lie(name, None)
+    assert liar.isohub.state == "broken"
 
 
 @pytest.mark.parametrize("name", OVERDUE)

@@ -103,6 +103,27 @@ REPO = r"""
         return send
 
 
+    def form(text, *blocks):
+        def send(wire):
+            segment = wire.memory()
+            wire.say(Returned(payload=Payload(blocks=[Block(segment, *one) for one in blocks], form=text)))
+        return send
+
+
+    FORM = codec.encode_form(Form(TensorAt(0, "tensor"), [BYTES]))
+
+
+    def known(*blocks):
+        # It follows an honest answer of the same form, which the parent has a plan of then.
+        def send(wire):
+            segment = wire.memory()
+            wire.say(Returned(payload=Payload(blocks=[Block(segment, 0, 64)], form=FORM)))
+            wire.receive()
+            wire.say(Returned(payload=Payload(blocks=[Block(*((one[0] or segment), *one[1:])) for one in blocks],
+                                              form=FORM)))
+        return send
+
+
     def at(*blocks):
         return lambda wire: wire.value(TensorAt(0, "tensor"), [BYTES], [Block(*one) for one in blocks])
 
@@ -221,6 +242,20 @@ REPO = r"""
         "gradients of whole numbers": lambda wire: wire.tensor(TensorSpec(0, "int64", [2], [1], 0, True)),
         "the same bytes a thousand times": wide("bytes"),
         "the same bytearray a thousand times": wide("bytearray"),
+        # forms
+        "form that is none": form("[null,"),
+        "form of another kind": form('["T",0]'),
+        "form with a field of the wrong type": form('[["T",0,"tensor",""],[[-1,"float32",[true],[1],0,false]]]'),
+        "form with a value beside it": lambda wire: wire.say(Returned(payload=Payload("beside", form="[null,[]]"))),
+        "form of a tensor behind the end": form(FORM, (1 << 20, 64)),
+        "form without the blocks that it tells of": form(FORM),
+        "form of a tensor larger than its block": form(FORM, (0, 32)),
+        "form with a pickle": form(codec.encode_form(Form(TensorAt(0, "pickle"), [BYTES])), (0, 64)),
+        "known form of a tensor behind the end": known((0, 1 << 20, 64)),
+        "known form of a segment that is none": known((4711, 0, 64)),
+        "known form of a smaller block": known((0, 0, 32)),
+        "known form of an unaligned block": known((0, 8, 64)),
+        "known form without blocks": known(),
         # values
         "101 deep": value(nested(101)),
         "100,000 deep": words('["i","list",[' * 100_000),

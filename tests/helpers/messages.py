@@ -98,6 +98,9 @@ FROM_PARENT: dict[str, FromParent] = {
         freed=[(1, 0)], segments=[(4, 1 << 24)],
     ),
     "request_plain": Request(verb="release"),
+    "request_form": Request(
+        verb="call", handle=3, payload=Payload(blocks=[Block(4, 0, 24)], form='[["T",0,"tensor",""],[]]'),
+    ),
     "granted": Granted(4, 1 << 24),
     "refused": Granted(0, 0, "no memory"),
     "files_at": FilesAt("/srv/hub/weights/é.pth"),
@@ -119,6 +122,7 @@ FROM_WORKER: dict[str, FromWorker] = {
     "need_checkout": NeedFiles(what="checkout", name="owner/name:v1", trust=True),
     "returned": Returned(payload=_PAYLOAD, rng=b"\x00\x01\xff", freed=[(1, 0), (1, 64)], dropped=[2]),
     "returned_plain": Returned(),
+    "returned_form": Returned(payload=Payload(blocks=[Block(1, 0, 24)], form='["\u20ac \\"",[]]')),
     "returned_none": Returned(payload=Payload()),  # equal to the default, and not the default itself
     "raised": Raised(
         error=Cause(
