@@ -8,6 +8,7 @@ from isohub.errors import BrokenWorkerError, WorkerStartError, WorkerTimeoutErro
 from isohub.supervisor import endings
 from isohub.supervisor.connection import Connection
 from isohub.supervisor.deadlines import nearest
+from isohub.supervisor.exchange import guarded
 from isohub.supervisor.raised import exception
 from isohub.wire.lifecycle import Event, after
 from isohub.wire.messages import Raised
@@ -50,7 +51,7 @@ def start(worker: Worker, forkserver: ForkServer, prepare: Prepare) -> None:
         worker.pid = process.pid
         worker._connection = connection = Connection(process, worker._background, worker._services)
         try:
-            with worker._guarded(due):
+            with guarded(worker, due):
                 answer = connection.prepare(prepare, worker.border, due.at)
         except (BrokenWorkerError, WorkerTimeoutError) as error:
             if due is held and isinstance(error, WorkerTimeoutError):

@@ -17,37 +17,33 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from isohub.errors import (
     IsohubError,
-    LocalProtocolError,
     RemoteProtocolError,
 )
 from isohub.hub.checkout import Checkout
 from isohub.hub.leases import Lease
 from isohub.hub.services import Services
 from isohub.options import Isolation
-from isohub.shm.channel import DeadlineError, PeerGoneError
 from isohub.shm.segment import KeptSegments
 from isohub.supervisor import endings, state
 from isohub.supervisor.background import Background
 from isohub.supervisor.border import Border
 from isohub.supervisor.callbacks import Callbacks
 from isohub.supervisor.connection import Connection
-from isohub.supervisor.deadlines import Deadline, nearest, until
+from isohub.supervisor.deadlines import Deadline, nearest
+from isohub.supervisor.exchange import Exchange
 from isohub.supervisor.launch import ForkServer
 from isohub.supervisor.post_mortem import STATUS_S, find_cause
-from isohub.supervisor.raised import exception
 from isohub.supervisor.releases import Releases
 from isohub.supervisor.restart import Restart
 from isohub.supervisor.starting import start
 from isohub.supervisor.status import WorkerStatus, status_of
 from isohub.supervisor.turns import Turn
 from isohub.wire.lifecycle import Event, State, after
-from isohub.wire.messages import Callback, Payload, Prepare, Raised, Returned, Verb
+from isohub.wire.messages import Prepare, Verb
 
 __all__ = ["Worker"]
 
@@ -167,66 +163,12 @@ class Worker:
         self._turn.take(due, self._who)
         try:
             with contextlib.nullcontext() if self.restart is None else self.restart.around(self, verb):
-                value, raised = self._exchange(due, verb, args, kwargs or {}, muted=muted, of=of, fields=fields)
+                value, raised = Exchange(self, verb, due).make(args, kwargs or {}, muted=muted, of=of, fields=fields)
         finally:
             self._turn.give()
         if raised:
             raise raised.pop()  # from the list: else this frame and the exception would keep each other
         return value
-
-    def _exchange(
-        self, due: Deadline | None, verb: Verb, args: Any, kwargs: Any, *, muted: bool, of: Any, fields: dict[str, Any]
-    ) -> tuple[Any, list[Exception]]:
-        """Return the value of the answer, and what to raise instead, alone in a list."""
-        self.check()
-        if self._state not in (State.IDLE, State.SERVING):
-            raise endings.reentered(self._who)
-        if due is not None and not due.left_s:
-            raise endings.waited(self._who, due.seconds)
-        if of is not None:
-            fields["handle"] = self.border.proxies.handle_of(of)
-        answered = Event.ANSWER if self._state is State.IDLE else Event.ANSWER_WITHIN
-        connection, deadline = self._connected(), None if due is None else due.at
-        message, descriptors = self._say(verb, self.border.pack(args, kwargs), fields)
-        with self._guarded(due):
-            self._state = after(self._state, Event.REQUEST)
-            connection.mute(muted)
-            connection.send(message, descriptors, deadline)
-            self.border.sent()
-            answer = connection.answer(self.border, deadline, self._call_back)
-            self._generator.answered(answer.rng)
-            self._state = after(self._state, answered)
-            value = self.border.unpack(answer.payload) if isinstance(answer, Returned) else None
-            # Afterwards: the worker may have let go of what it sends, such as a state dict.
-            self.border.settle(answer.freed, answer.dropped)
-        refused = self._services.refused(answer.refusal if isinstance(answer, Raised) else 0)
-        if verb != "release":  # that is nobody's call
-            self.calls, self.last_call_at = self.calls + 1, time.time()  # noqa: TID251 - a date as well
-        connection.drain()
-        connection.mute(False)
-        if answered is Event.ANSWER:
-            self.border.settled()
-            thrown = self._callbacks.settle(answer)
-            if self.border.proxies.has_released:
-                self.release_soon()  # it was not free for those that died meanwhile
-        else:
-            thrown = self._callbacks.find(answer)
-        return value, [exception(answer, refused)] if isinstance(answer, Raised) and not thrown else thrown
-
-    def _call_back(self, callback: Callback) -> tuple[bytes, list[int]]:
-        """Make a call that the worker's code makes of a module here; return the request that says how it ended."""
-        self._generator.answered(callback.state.rng)
-        self._state = after(self._state, Event.CALLBACK)
-        arguments = self.border.unpack(callback.payload)
-        self.border.settle(callback.freed, callback.dropped)
-        verb, value, number = self._callbacks.make(callback, arguments, self.border.proxies.find)
-        self.check()  # the call may have ended the worker
-        try:
-            said = self._say(verb, self.border.pack((value,), {}), {"handle": number})
-        except LocalProtocolError as error:  # a hook returned what cannot cross
-            said = self._say("throw", self.border.pack((), {}), {"handle": self._callbacks.threw(error)})
-        self._state = after(self._state, Event.RESUME)
-        return said
 
     def reap(self) -> None:
         """Notice that an idle worker has ended by itself, so that `alive` says so."""
@@ -321,34 +263,6 @@ class Worker:
     def _connected(self) -> Connection:
         assert self._connection is not None, "a worker that was started has one"
         return self._connection
-
-    def _say(self, verb: Verb, payload: Payload, fields: dict[str, Any]) -> tuple[bytes, list[int]]:
-        """Return a request as bytes, and the descriptors that go with it."""
-        try:
-            return self.border.say(verb, payload, self._generator.current(), fields)
-        except BaseException:
-            self._generator.unsend()
-            raise
-
-    @contextmanager
-    def _guarded(self, due: Deadline | None) -> Iterator[None]:
-        """Turn every way in which an exchange can break into the end of the worker and its error."""
-        try:
-            if due is None:
-                yield
-            else:
-                with until(due):  # for what hooks ask of workers meanwhile
-                    yield
-        except PeerGoneError:
-            raise self._finish(Event.DEATH, None) from None
-        except DeadlineError:
-            raise self._finish(Event.DEATH, None, due) from None
-        except RemoteProtocolError as fault:
-            raise self._finish(Event.DEATH, endings.lied(self._who, fault)) from fault
-        except BaseException as interruption:
-            # Ctrl-C, say. The answer may still come, and would be taken for that of the next request.
-            self._finish(Event.DEATH, endings.interrupted(self._who, interruption, self.restart is not None))
-            raise
 
     def _finish(self, event: Event, error: IsohubError | None, overdue: Deadline | None = None) -> IsohubError:
         """End everything of the worker, and return why.

@@ -1,0 +1,155 @@
+"""One request to a worker, from what is said to what the answer says.
+
+Whatever breaks it in the middle (death, deadline, nonsense, Ctrl-C) ends the worker, since nobody could say what the
+next bytes on the channel belong to.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from isohub.errors import LocalProtocolError, RemoteProtocolError
+from isohub.shm.channel import DeadlineError, PeerGoneError
+from isohub.supervisor import endings
+from isohub.supervisor.deadlines import Deadline, until
+from isohub.supervisor.raised import exception
+from isohub.wire.lifecycle import Event, State, after
+from isohub.wire.messages import Callback, Payload, Raised, Returned, Verb
+
+if TYPE_CHECKING:
+    from isohub.supervisor.worker import Worker
+
+__all__ = ["Exchange", "guarded"]
+
+
+class Exchange:
+    """One request, made by whoever has the worker's turn.
+
+    `make` does all of it. `say`, `send`, `take` and `settle` are its steps, for whoever has something to do while the
+    worker is at work.
+
+    Args:
+        worker: Whom to ask.
+        verb: What to do.
+        due: Until when.
+    """
+
+    def __init__(self, worker: Worker, verb: Verb, due: Deadline | None) -> None:
+        self._worker = worker
+        self._verb = verb
+        self._due = due
+        self._deadline = None if due is None else due.at
+        self._said: tuple[bytes, list[int]] = b"", []
+        self._answered = Event.ANSWER  # what the answer will be to the state of the worker
+        self._answer: Returned | Raised = Returned()
+        self._value: Any = None
+
+    def make(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], *, muted: bool, of: Any, fields: dict[str, Any]
+    ) -> tuple[Any, list[Exception]]:
+        """Return the value of the answer, and what to raise instead, alone in a list; see `Worker.request`."""
+        self.say(args, kwargs, of, fields)
+        with guarded(self._worker, self._due):
+            self.send(muted=muted)
+            self.take()
+        return self.settle()
+
+    def say(self, args: tuple[Any, ...], kwargs: dict[str, Any], of: Any, fields: dict[str, Any]) -> None:
+        """Have the request ready; nothing is sent, and nothing kept if it cannot be said."""
+        worker = self._worker
+        worker.check()
+        if worker._state not in (State.IDLE, State.SERVING):
+            raise endings.reentered(worker._who)
+        if self._due is not None and not self._due.left_s:
+            raise endings.waited(worker._who, self._due.seconds)
+        if of is not None:
+            fields["handle"] = worker.border.proxies.handle_of(of)
+        self._answered = Event.ANSWER if worker._state is State.IDLE else Event.ANSWER_WITHIN
+        self._said = self._request(self._verb, worker.border.pack(args, kwargs), fields)
+
+    def send(self, *, muted: bool = False) -> None:
+        """Send the request; from now on whatever goes wrong ends the worker, see `guarded`."""
+        worker, connection = self._worker, self._worker._connected()
+        worker._state = after(worker._state, Event.REQUEST)
+        connection.mute(muted)
+        connection.send(*self._said, self._deadline)
+        worker.border.sent()
+
+    def take(self) -> None:
+        """Wait for the answer and take in what it says."""
+        worker = self._worker
+        answer = worker._connected().answer(worker.border, self._deadline, self._call_back)
+        worker._generator.answered(answer.rng)
+        worker._state = after(worker._state, self._answered)
+        if isinstance(answer, Returned):
+            self._value = worker.border.unpack(answer.payload)
+        # Afterwards: the worker may have let go of what it sends, such as a state dict.
+        worker.border.settle(answer.freed, answer.dropped)
+        self._answer = answer
+
+    def settle(self) -> tuple[Any, list[Exception]]:
+        """Do what is left to do; return the value, and what to raise instead, alone in a list."""
+        worker, connection, answer = self._worker, self._worker._connected(), self._answer
+        refused = worker._services.refused(answer.refusal if isinstance(answer, Raised) else 0)
+        if self._verb != "release":  # that is nobody's call
+            worker.calls, worker.last_call_at = worker.calls + 1, time.time()  # noqa: TID251 - a date as well
+        connection.drain()
+        connection.mute(False)
+        if self._answered is Event.ANSWER:
+            worker.border.settled()
+            thrown = worker._callbacks.settle(answer)
+            if worker.border.proxies.has_released:
+                worker.release_soon()  # it was not free for those that died meanwhile
+        else:
+            thrown = worker._callbacks.find(answer)
+        value, self._value = self._value, None
+        return value, [exception(answer, refused)] if isinstance(answer, Raised) and not thrown else thrown
+
+    def _call_back(self, callback: Callback) -> tuple[bytes, list[int]]:
+        """Make a call that the worker's code makes of a module here; return the request that says how it ended."""
+        worker, border = self._worker, self._worker.border
+        worker._generator.answered(callback.state.rng)
+        worker._state = after(worker._state, Event.CALLBACK)
+        arguments = border.unpack(callback.payload)
+        border.settle(callback.freed, callback.dropped)
+        verb, value, number = worker._callbacks.make(callback, arguments, border.proxies.find)
+        worker.check()  # the call may have ended the worker
+        try:
+            said = self._request(verb, border.pack((value,), {}), {"handle": number})
+        except LocalProtocolError as error:  # a hook returned what cannot cross
+            said = self._request("throw", border.pack((), {}), {"handle": worker._callbacks.threw(error)})
+        worker._state = after(worker._state, Event.RESUME)
+        return said
+
+    def _request(self, verb: Verb, payload: Payload, fields: dict[str, Any]) -> tuple[bytes, list[int]]:
+        """Return a request as bytes, and the descriptors that go with it."""
+        worker = self._worker
+        try:
+            return worker.border.say(verb, payload, worker._generator.current(), fields)
+        except BaseException:
+            worker._generator.unsend()
+            raise
+
+
+@contextmanager
+def guarded(worker: Worker, due: Deadline | None) -> Iterator[None]:
+    """Turn every way in which an exchange can break into the end of the worker and its error."""
+    try:
+        if due is None:
+            yield
+        else:
+            with until(due):  # for what hooks ask of workers meanwhile
+                yield
+    except PeerGoneError:
+        raise worker._finish(Event.DEATH, None) from None
+    except DeadlineError:
+        raise worker._finish(Event.DEATH, None, due) from None
+    except RemoteProtocolError as fault:
+        raise worker._finish(Event.DEATH, endings.lied(worker._who, fault)) from fault
+    except BaseException as interruption:
+        # Ctrl-C, say. The answer may still come, and would be taken for that of the next request.
+        worker._finish(Event.DEATH, endings.interrupted(worker._who, interruption, worker.restart is not None))
+        raise
