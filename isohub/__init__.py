@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from isohub.hub.download import download_url_to_file
     from isohub.hub.weights import load_state_dict_from_url
     from isohub.model.acall import acall
+    from isohub.model.gather import gather
     from isohub.model.module import IsolatedModule
     from isohub.model.objects import RemoteObject, run_in
     from isohub.model.saving import save
@@ -45,6 +46,7 @@ __all__ = [
     "deadline",
     "download_url_to_file",
     "errors",
+    "gather",
     "get_dir",
     "help",
     "list",
@@ -73,6 +75,7 @@ _HOMES = {
     "compare": "isohub.comparison.run",
     "deadline": "isohub.supervisor.deadlines",
     "download_url_to_file": "isohub.hub.download",
+    "gather": "isohub.model.gather",
     "get_dir": "isohub.hub.directories",
     "help": "isohub.api",
     "list": "isohub.api",

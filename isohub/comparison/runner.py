@@ -192,18 +192,18 @@ class Runner:
                 self.calls = 1  # what the entrypoints returned is what there is
                 yield [subject.result for subject in self._subjects]
             return
-        under_way = None
+        under_way: Callable[[], list[Any]] | None = None
         for number, call in enumerate(self._inputs):
             if self._first is None:
                 self._first = call
-            begun = self._together.begin(_output, call, number)
+            begun = self._together.begin_call(_output, call, number)
             if under_way is not None:
-                yield [future.result() for future in under_way]
+                yield under_way()
             under_way = begun
             self.calls += 1
             self.samples += call.samples
         if under_way is not None:
-            yield [future.result() for future in under_way]
+            yield under_way()
 
     def _need_baseline(self) -> None:
         """Raise what ails the baseline: without it nothing can be compared."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from isohub import api
 from isohub.comparison import answers, probes
@@ -225,6 +226,22 @@ class Together:
             lane.submit(subject.attempt, step, subject, *args)
             for subject, lane in zip(self.subjects, self.lanes, strict=True)
         ]
+
+    def begin_call(self, step: Callable[..., Any], call: Call, *args: Any) -> Callable[[], list[Any]]:
+        """Let each version begin a step with this call, whose tensors are copied once for all; return what waits."""
+        workers = [subject.target._isohub_lease.worker for subject in self.subjects if subject.target is not None]
+        tensors = [leaf for leaf in tree_leaves((call.args, dict(call.kwargs))) if isinstance(leaf, torch.Tensor)]
+        with ExitStack() as stack:
+            if len(workers) > 1:
+                stack.enter_context(workers[0].common.offering(tensors))
+            futures = self.begin(step, call, *args)
+            held = stack.pop_all()
+
+        def results() -> list[Any]:
+            with held:
+                return [future.result() for future in futures]
+
+        return results
 
     def do(self, step: Callable[..., Any], *args: Any) -> list[Any]:
         """Have each version take a step, and return what came, in order."""

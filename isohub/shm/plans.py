@@ -82,7 +82,7 @@ class Plans:
             written = self._written.get(key, MISSING)
             if written is MISSING:
                 written = self._plan(key, value, tensors)
-            sources = _sources(tensors, written.sizes, residents) if written is not None and not arena.placed else None
+            sources = _sources(tensors, written.sizes, residents) if written is not None else None
         except (_NoPlanError, RuntimeError, NotImplementedError):  # of tensors without strides or memory
             return None
         if written is None or sources is None:
@@ -92,12 +92,17 @@ class Plans:
             if len(sources) > 1:
                 arena.reserve(written.sizes)
             for address, nbytes in zip(sources, written.sizes, strict=True):
+                placed = arena.placed.get(address) if arena.placed else None
+                if placed is not None and placed.nbytes == nbytes:
+                    blocks.append(arena.placed.pop(address))
+                    continue
                 block = arena.allocate(nbytes)
                 blocks.append(block)
                 copy_bytes(arena.segment(block.segment).address + block.offset, address, nbytes)
         except BaseException:
             for block in blocks:
-                arena.release(block.segment, block.offset)
+                if arena.has(block.segment):
+                    arena.release(block.segment, block.offset)
             raise
         return Payload(None, blocks, [], [], [], None, written.form)
 
@@ -124,7 +129,7 @@ class Plans:
         found = []
         for block, (_, _, nbytes) in zip(blocks, plan.tensors, strict=True):
             segment = segment_of(block.segment)
-            if segment is None or segment.frozen or block.nbytes != nbytes:
+            if segment is None or block.nbytes != nbytes:
                 return MISSING  # the long way knows what to do about it
             check_block(block, segment.nbytes)
             found.append(segment)

@@ -19,14 +19,18 @@ import mmap
 import os
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["KeptSegments", "Segment", "create_memfd", "seal", "write_at"]
+__all__ = ["PAGE_BYTES", "KeptSegments", "Segment", "create_memfd", "seal", "write_at"]
+
+PAGE_BYTES = mmap.PAGESIZE
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _libc.pwrite.restype = ctypes.c_ssize_t
 _libc.pwrite.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_long]
 _MAP_FAILED = ctypes.c_void_p(-1).value
@@ -149,6 +153,21 @@ class Segment:
     def __repr__(self) -> str:
         return f"<Segment {self.number} {self.nbytes / 1e6:.1f} MB {'frozen' if self.frozen else 'sealed'}>"
 
+    def forget_writes(self, offset: int, nbytes: int) -> None:
+        """See again what others have written to a piece of a frozen segment, which this process had written over.
+
+        Args:
+            offset: Where it begins, on the boundary of a page.
+            nbytes: Its length; all of its last page is meant.
+
+        Raises:
+            OSError: The system refuses.
+        """
+        begin, pages = self.address + offset, -(-nbytes // PAGE_BYTES)
+        if _has_own(begin, pages) and _libc.madvise(begin, pages * PAGE_BYTES, mmap.MADV_DONTNEED):
+            number = ctypes.get_errno()
+            raise OSError(number, f"cannot drop pages of a segment: {os.strerror(number)}")
+
     def when_unmapped(self, callback: Callable[..., object], *args: Any) -> None:
         """Have `callback` called with `args` once nothing looks into the segment any more, in whatever thread."""
         weakref.finalize(self._view.obj, callback, *args).atexit = False
@@ -156,6 +175,21 @@ class Segment:
     def view(self, offset: int, nbytes: int) -> memoryview:
         """Return a view of `nbytes` bytes from `offset`; while it lives, so does the mapping."""
         return self._view[offset : offset + nbytes]
+
+
+def _has_own(address: int, pages: int) -> bool:
+    """Return whether this process has pages of its own there, in the place of those of the memory that is mapped.
+
+    Bits 63 and 62 of a page's 64 say that it is there or swapped out, bit 61 that it is the mapped file's own
+    (Linux, Documentation/admin-guide/mm/pagemap.rst).
+    """
+    try:
+        with Path("/proc/self/pagemap").open("rb", buffering=0) as file:
+            found = os.pread(file.fileno(), pages * 8, address // PAGE_BYTES * 8)
+    except OSError:
+        return True
+    # The last byte of each has the bits; there are few kinds of it, however many pages there are.
+    return len(found) < pages * 8 or any(high & 0xC0 and not high & 0x20 for high in set(found[7::8]))
 
 
 class _Kept(NamedTuple):

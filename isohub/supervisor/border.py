@@ -15,6 +15,7 @@ from isohub.shm.tensors import Residents, TensorReader, why_not
 from isohub.shm.values import Packer, Unpacker
 from isohub.shm.watch import Watch
 from isohub.supervisor.arguments import pickle_argument
+from isohub.supervisor.common import CommonInputs, Lent
 from isohub.supervisor.frozen import MAX_LIVING, FrozenSegments
 from isohub.supervisor.proxies import Proxies
 from isohub.wire import codec, structs
@@ -46,11 +47,19 @@ class Border:
         frozen: Whether results are to be where the worker cannot change them any more.
         memory_bytes: Shared memory that the worker may ask for; None for no limit but the machine's.
         kept: Where segments of weights are kept for a worker that takes the place of this one; None for none.
+        common: Inputs that go to several workers at once.
     """
 
     def __init__(
-        self, *, frozen: bool = False, memory_bytes: int | None = None, kept: KeptSegments | None = None
+        self,
+        *,
+        frozen: bool = False,
+        memory_bytes: int | None = None,
+        kept: KeptSegments | None = None,
+        common: CommonInputs | None = None,
     ) -> None:
+        self._common = CommonInputs() if common is None else common
+        self._lent = Lent(self._common, self._bring)
         self._frozen = FrozenSegments() if frozen else None
         self.proxies: Proxies
         self._kept = kept
@@ -79,6 +88,12 @@ class Border:
         """
         if not args and not kwargs:
             return _NO_ARGUMENTS
+        if self._common:
+            with self._lent.placed(self._arena.placed):
+                return self._pack(args, kwargs)
+        return self._pack(args, kwargs)
+
+    def _pack(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payload:
         planned = self._plans.write((args, kwargs), self._arena, self.residents)
         if planned is not None:
             return planned
@@ -108,7 +123,9 @@ class Border:
     def unsend(self, request: Request) -> None:
         """Take back all that a request had along, since it is not sent."""
         for block in request.payload.blocks:
-            if self.residents.get(block.segment) is None:
+            if self._lent.has(block.segment):
+                self._lent.give_back(block.segment, block.offset)
+            elif self.residents.get(block.segment) is None:
                 self._arena.release(block.segment, block.offset)
         self._watch.put_back(request.freed)
         self.proxies.put_back(request.released)
@@ -171,6 +188,7 @@ class Border:
             freed=self._watch.take(),
             released=self.proxies.released(),
             segments=[(number, nbytes) for number, nbytes, _ in self._pending],
+            common=[number for number, *_ in self._pending if self._lent.has(number)],
             **fields,
         )
 
@@ -191,7 +209,10 @@ class Border:
         """
         for segment, offset in freed:
             try:
-                self._arena.release(segment, offset)
+                if self._lent.has(segment):
+                    self._lent.give_back(segment, offset)
+                else:
+                    self._arena.release(segment, offset)
             except KeyError:
                 raise RemoteProtocolError(f"a block {segment}:{offset} given back that was not given") from None
         for number in dropped:
@@ -286,6 +307,7 @@ class Border:
     def close(self) -> None:
         """Let go of every segment; tensors that lie there keep what they need."""
         self._close_descriptors()
+        self._lent.close()
         if hasattr(self, "proxies"):
             self.settled()
         self._arena = Arena(self._grow)
@@ -311,6 +333,12 @@ class Border:
             os.close(fd)
             self._total_bytes -= segment.nbytes
             raise
+
+    def _bring(self, nbytes: int, fd: int) -> int:
+        """Have the next request bring a segment that is not this worker's alone; return its number."""
+        number, self._next = self._next, self._next + 1
+        self._pending.append((number, nbytes, fd))
+        return number
 
     def _grow(self, nbytes: int) -> Segment:
         segment, fd = self._create(nbytes)

@@ -6,15 +6,16 @@ next bytes on the channel belong to.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from isohub.errors import LocalProtocolError, RemoteProtocolError
 from isohub.shm.channel import DeadlineError, PeerGoneError
 from isohub.supervisor import endings
-from isohub.supervisor.deadlines import Deadline, until
+from isohub.supervisor.deadlines import Deadline, nearest, until
 from isohub.supervisor.raised import exception
 from isohub.wire.lifecycle import Event, State, after
 from isohub.wire.messages import Callback, Payload, Raised, Returned, Verb
@@ -22,7 +23,7 @@ from isohub.wire.messages import Callback, Payload, Raised, Returned, Verb
 if TYPE_CHECKING:
     from isohub.supervisor.worker import Worker
 
-__all__ = ["Exchange", "guarded"]
+__all__ = ["Begun", "Exchange", "guarded"]
 
 
 class Exchange:
@@ -132,6 +133,56 @@ class Exchange:
         except BaseException:
             worker._generator.unsend()
             raise
+
+
+class Begun:
+    """A request that was sent, and whose answer nobody has waited for yet. The thread has the worker's turn until then.
+
+    Args:
+        worker: Whom to ask.
+        verb: What to do.
+        args: Positional arguments for it.
+        kwargs: Keyword arguments for it.
+        of: The lease of the object to do it with.
+        **fields: Further fields of `wire.messages.Request`.
+
+    Raises:
+        IsohubError: As `Worker.request`, of which this is the first half.
+    """
+
+    def __init__(
+        self, worker: Worker, verb: Verb, args: tuple[Any, ...], kwargs: dict[str, Any], *, of: Any, **fields: Any
+    ) -> None:
+        if os.getpid() != worker._owner_pid:
+            worker.check()
+        self._worker = worker
+        self._due = nearest(worker.isolation.timeout_s)
+        self._exchange = Exchange(worker, verb, self._due)
+        worker._turn.take(self._due, worker._who)
+        with ExitStack() as stack:
+            stack.callback(worker._turn.give)
+            if worker.restart is not None:
+                stack.enter_context(worker.restart.around(worker, verb))
+            self._exchange.say(args, kwargs, of, fields)
+            with guarded(worker, self._due):
+                self._exchange.send()
+            self._held = stack.pop_all()
+
+    def result(self) -> Any:
+        """Wait for the answer and return its value, or raise what it says; as `Worker.request`."""
+        with self._held:
+            with guarded(self._worker, self._due):
+                self._exchange.take()
+            value, raised = self._exchange.settle()
+        if raised:
+            raise raised.pop()
+        return value
+
+    def break_off(self, interruption: BaseException) -> None:
+        """End the worker: nobody is going to wait for the answer."""
+        with self._held:
+            worker = self._worker
+            worker._finish(Event.DEATH, endings.interrupted(worker._who, interruption, worker.restart is not None))
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from isohub.options import Isolation
 from isohub.supervisor import forkserver
 from isohub.supervisor.arguments import pickle_function
 from isohub.supervisor.background import Background
+from isohub.supervisor.common import CommonInputs
 from isohub.supervisor.launch import ForkServer
 from isohub.supervisor.proxies import Proxies
 from isohub.supervisor.restart import Restart
@@ -59,6 +60,7 @@ class Registry:
         self._workers: list[Worker] = []
         self._forkserver = ForkServer()
         self._background = Background()
+        self._common = CommonInputs()
         self._at_exit = False
 
     def __repr__(self) -> str:
@@ -182,7 +184,7 @@ class Registry:
             )
             lease = Lease.acquire(checkout)  # before anybody knows of the worker: the checkout may be gone
             try:
-                worker = Worker(label, isolation, self._background, Services(str(checkout.repo)))
+                worker = Worker(label, isolation, self._background, Services(str(checkout.repo)), self._common)
                 worker.lease, worker.checkout = lease, checkout
                 worker.border.proxies = self._make_proxies(worker, checkout)
                 with self._lock:
@@ -209,6 +211,7 @@ class Registry:
             worker.forget()
         self._forkserver.forget()
         self._background.abandon()
+        self._common.forget()
         # Models of the parent's that came along keep their own `Worker`, which refuses to be used here.
         self._forget()
 

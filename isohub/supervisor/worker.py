@@ -32,6 +32,7 @@ from isohub.supervisor import endings, state
 from isohub.supervisor.background import Background
 from isohub.supervisor.border import Border
 from isohub.supervisor.callbacks import Callbacks
+from isohub.supervisor.common import CommonInputs
 from isohub.supervisor.connection import Connection
 from isohub.supervisor.deadlines import Deadline, nearest
 from isohub.supervisor.exchange import Exchange
@@ -61,10 +62,14 @@ class Worker:
         isolation: Its settings.
         background: The thread that reads its output.
         services: Fetches what its code wants from the network.
+        common: Inputs that go to several workers at once.
     """
 
-    def __init__(self, label: str, isolation: Isolation, background: Background, services: Services) -> None:
+    def __init__(
+        self, label: str, isolation: Isolation, background: Background, services: Services, common: CommonInputs
+    ) -> None:
         self.label = label
+        self.common = common
         self.isolation = isolation
         self.kept = KeptSegments() if isolation.restart == "on-crash" else None
         self.border = self.new_border()
@@ -111,7 +116,12 @@ class Worker:
     def new_border(self) -> Border:
         """Return what a process has in common with this one, in the beginning."""
         isolation = self.isolation
-        return Border(frozen=isolation.results == "frozen", memory_bytes=isolation.memory_bytes, kept=self.kept)
+        return Border(
+            frozen=isolation.results == "frozen",
+            memory_bytes=isolation.memory_bytes,
+            kept=self.kept,
+            common=self.common,
+        )
 
     @property
     def weights_nbytes(self) -> int:

@@ -216,6 +216,8 @@ class Request(Struct, tag=True, frozen=True, kw_only=True, omit_defaults=True):
         freed: (segment, offset) of blocks of the worker's that the parent holds no more.
         segments: (number, nbytes) of new segments of the parent's arena; their descriptors come with
             this frame, in this order.
+        common: Numbers of those that other workers have as well, to be mapped privately: what is written there is seen
+            by nobody else, and is gone when the block has been given back.
     """
 
     verb: Verb
@@ -230,6 +232,7 @@ class Request(Struct, tag=True, frozen=True, kw_only=True, omit_defaults=True):
     released: list[tuple[int, int]] = []
     freed: list[tuple[int, int]] = []
     segments: list[tuple[int, int]] = []
+    common: list[int] = []
 
 
 class Granted(Struct, tag=True, frozen=True):

@@ -64,13 +64,14 @@ class Border:
         self._watch = Watch()
         self._plans = Plans()
         self._sent: tuple[Payload, list[int]] = Payload(), []  # what was said last, and the handles counted for it
+        self._common: dict[tuple[int, int], int] = {}  # blocks in use that other workers have as well: their bytes
         self._living: Counter[int] = Counter()  # blocks in use here, by segment of weights
 
     def accept(self, request: Request, descriptors: list[int]) -> None:
         """Take in what comes along with a request: new segments, and what the parent gives back."""
         with self._lock:
             for (number, nbytes), fd in zip(request.segments, descriptors, strict=True):
-                self._inbox[number] = Segment(number, fd, nbytes)
+                self._inbox[number] = Segment(number, fd, nbytes, frozen=number in request.common)
                 os.close(fd)
             for number, offset in request.freed:
                 self._arena.release(number, offset)
@@ -86,6 +87,9 @@ class Border:
         with self._lock:
             for number, offset in self._watch.take():
                 if number in self._inbox:
+                    nbytes = self._common.pop((number, offset), 0)
+                    if nbytes:  # what the repository's code wrote there must not stand before the next input
+                        self._inbox[number].forget_writes(offset, nbytes)
                     freed.append((number, offset))
                     continue
                 self._living[number] -= 1
@@ -99,7 +103,7 @@ class Border:
         """Return the value that the parent sent."""
         form = payload.form
         if form:
-            value = self._plans.read(payload, self._inbox.get, self._watch)
+            value = self._plans.read(payload, self._inbox.get, self._watched)
             if value is not MISSING:
                 return value
             payload = codec.whole(payload)
@@ -249,8 +253,11 @@ class Border:
         weights.move(tensors, self._residents, lambda n: self._new_segment(n, "weights"), self._watched)
 
     def _watched(self, block: Block, view: memoryview) -> None:
-        if block.segment not in self._inbox:
+        segment = self._inbox.get(block.segment)
+        if segment is None:
             self._living[block.segment] += 1
+        elif segment.frozen:
+            self._common[block.segment, block.offset] = block.nbytes
         self._watch(block, view)
 
     def _segment(self, number: int) -> Segment | None:

@@ -95,7 +95,7 @@ FROM_PARENT: dict[str, FromParent] = {
         metadata={"repo": "owner/name", "commit": "1a2b3c4"}, payload=_PAYLOAD,
         state=TorchState(False, True, "float64", "bfloat16", b"\x00\x01\xff"),
         changes=[TreeChange(8, [0, 2], [(1, False)], ["", "head"]), TreeChange(9, [], [])], released=[(7, 2), (9, 1)],
-        freed=[(1, 0)], segments=[(4, 1 << 24)],
+        freed=[(1, 0)], segments=[(4, 1 << 24), (5, 1 << 24)], common=[5],
     ),
     "request_plain": Request(verb="release"),
     "request_form": Request(

@@ -46,6 +46,8 @@ except isohub.errors.BrokenWorkerError as error:
 with isohub.deadline(3):
     call = assert_type(isohub.acall(model, 1, x=2), Coroutine[Any, Any, Any])
 
+assert_type(isohub.gather([(model, 1), (model,)], return_exceptions=True), list[Any])
+isohub.gather([3])  # type: ignore[list-item]
 isohub.deadline("3")  # type: ignore[arg-type]
 refused = isohub.acall(3)  # type: ignore[arg-type]
 isohub.run_in(model, "no function")  # type: ignore[arg-type]

@@ -47,11 +47,6 @@ class Ends:
         return self.receiver.read(payload, self.segments.get, self.watch)
 
 
-@pytest.fixture
-def ends() -> Ends:
-    return Ends()
-
-
 PLAIN: dict[str, Callable[[], Any]] = {
     "a tensor": lambda: torch.arange(6.0).reshape(2, 3),
     "a number in a tensor": lambda: torch.tensor(3),
@@ -63,8 +58,9 @@ PLAIN: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_plain_value_comes_out_as_it_went_in(ends: Ends, name: str):
+def test_plain_value_comes_out_as_it_went_in(name: str):
     """A value that has a plan arrives with the same containers, dtypes, shapes, strides and numbers, each time."""
+    ends = Ends()
     for _ in range(3):
         value = PLAIN[name]()
 
@@ -128,22 +124,25 @@ OTHERS: dict[str, Callable[[], Any]] = {
 @pytest.mark.filterwarnings("ignore:.*quantiz.*:UserWarning")
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
 @pytest.mark.parametrize("name", OTHERS)
-def test_what_is_not_plain_has_no_plan(ends: Ends, name: str):
+def test_what_is_not_plain_has_no_plan(name: str):
     """Whatever a plan would not carry exactly has none, and nothing is allocated for it."""
+    ends = Ends()
     assert ends.write(OTHERS[name]()) is None
     assert "0 blocks" in repr(ends.arena)
 
 
-def test_weights_are_not_copied(ends: Ends):
+def test_weights_are_not_copied():
     """A tensor that lies in shared memory already has no plan: it goes as what it is."""
+    ends = Ends()
     weights = ends._grow(1 << 20)
     ends.residents.add(weights)
 
     assert ends.write(torch.frombuffer(weights.view(0, 64), dtype=torch.uint8)) is None
 
 
-def test_block_is_given_back_when_its_tensor_dies(ends: Ends):
+def test_block_is_given_back_when_its_tensor_dies():
     """The block of a tensor is told to be free once the tensor is gone, and not before."""
+    ends = Ends()
     found = ends.send(torch.ones(4))
     assert ends.watch.take() == []
 
@@ -163,8 +162,9 @@ def test_block_is_given_back_when_its_tensor_dies(ends: Ends):
         pytest.param([Block(9, 0, 16)], id="nowhere"),
     ],
 )
-def test_blocks_that_do_not_fit_go_the_long_way(ends: Ends, blocks: list[Block]):
+def test_blocks_that_do_not_fit_go_the_long_way(blocks: list[Block]):
     """A known form with other blocks than it tells of is not read by its plan, whose sizes are of before."""
+    ends = Ends()
     payload = ends.write(torch.ones(4))
     assert payload is not None
     ends.receiver.learn(payload.form, codec.whole(payload))
@@ -172,8 +172,9 @@ def test_blocks_that_do_not_fit_go_the_long_way(ends: Ends, blocks: list[Block])
     assert ends.receiver.read(structs.replace(payload, blocks=blocks), ends.segments.get, ends.watch) is MISSING
 
 
-def test_plans_do_not_grow_without_end(ends: Ends):
+def test_plans_do_not_grow_without_end():
     """However many forms there are, so many are kept, and each arrives as it is."""
+    ends = Ends()
     for size in range(1, 3 * MAX_PLANS):
         assert (size,) == ends.send(torch.ones(size)).shape
 
