@@ -15,8 +15,8 @@ from isohub.shm.tensors import Residents, TensorReader, why_not
 from isohub.shm.values import Packer, Unpacker
 from isohub.shm.watch import Watch
 from isohub.supervisor.arguments import pickle_argument
-from isohub.supervisor.common import CommonInputs, Lent
 from isohub.supervisor.frozen import MAX_LIVING, FrozenSegments
+from isohub.supervisor.lending import CommonInputs, Lent
 from isohub.supervisor.proxies import Proxies
 from isohub.wire import codec, structs
 from isohub.wire.framing import MAX_MESSAGE_BYTES

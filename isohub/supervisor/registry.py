@@ -18,8 +18,8 @@ from isohub.options import Isolation
 from isohub.supervisor import forkserver
 from isohub.supervisor.arguments import pickle_function
 from isohub.supervisor.background import Background
-from isohub.supervisor.common import CommonInputs
 from isohub.supervisor.launch import ForkServer
+from isohub.supervisor.lending import CommonInputs
 from isohub.supervisor.proxies import Proxies
 from isohub.supervisor.restart import Restart
 from isohub.supervisor.worker import CLOSE_GRACE_S, Worker

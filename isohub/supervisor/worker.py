@@ -32,11 +32,11 @@ from isohub.supervisor import endings, state
 from isohub.supervisor.background import Background
 from isohub.supervisor.border import Border
 from isohub.supervisor.callbacks import Callbacks
-from isohub.supervisor.common import CommonInputs
 from isohub.supervisor.connection import Connection
 from isohub.supervisor.deadlines import Deadline, nearest
 from isohub.supervisor.exchange import Exchange
 from isohub.supervisor.launch import ForkServer
+from isohub.supervisor.lending import CommonInputs
 from isohub.supervisor.post_mortem import STATUS_S, find_cause
 from isohub.supervisor.releases import Releases
 from isohub.supervisor.restart import Restart

@@ -13,7 +13,7 @@ import torch
 
 import isohub
 from isohub.errors import BrokenWorkerError, RemoteError
-from isohub.supervisor.common import LEAST_BYTES
+from isohub.supervisor.lending import LEAST_BYTES
 from tests.helpers.repos import make_repo, url
 
 HUBCONF = """
