@@ -115,19 +115,19 @@ def test_gradients_find_their_way(repo: Path):
 
     assert x.grad is not None
     assert x.grad.tolist() == [5.0, 5.0, 5.0]
-    assert [float(net.weight.grad) for net in nets] == [3.0, 3.0]
+    assert [net.weight.grad.item() for net in nets] == [3.0, 3.0]
 
 
 def test_hooks_are_called(repo: Path):
     """A module with a hook in this program is called by way of it, and the others as ever."""
     nets = load(repo)
     seen: list[float] = []
-    handle = nets[0].register_forward_hook(lambda _, args, result: seen.append(float(result)) or result + 1)
+    handle = nets[0].register_forward_hook(lambda _, args, result: seen.append(result.item()) or result + 1)
 
     found = isohub.gather([(nets[0], torch.tensor(1.0)), (nets[1], torch.tensor(1.0)), (torch.neg, torch.tensor(1.0))])
     handle.remove()
 
-    assert ([float(one) for one in found], seen) == ([3.0, 3.0, -1.0], [2.0])
+    assert ([one.item() for one in found], seen) == ([3.0, 3.0, -1.0], [2.0])
 
 
 def test_first_failure_is_raised_when_all_have_ended(repo: Path):
