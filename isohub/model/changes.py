@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from isohub.model.objects import Lease
 
 __all__ = ["Shared", "Survivors"]
+
+_version, _asks, _shape = attrgetter("_version"), attrgetter("requires_grad"), attrgetter("shape")
+_address, _strides = torch.Tensor.data_ptr, torch.Tensor.stride
 
 
 class Shared:
@@ -41,9 +45,9 @@ class Shared:
         """
         self.tensors = tensors
         self._memory = [tensor.data for tensor in tensors]
-        self._places = list(map(_place, tensors))
-        self._versions = [tensor._version for tensor in tensors]
-        self._asking = [tensor.requires_grad for tensor in tensors]
+        self._places = _places(tensors)
+        self._versions = list(map(_version, tensors))
+        self._asking = list(map(_asks, tensors))
         self._told: tuple[list[int], list[bool]] | None = None
 
     def changes(self) -> TreeChange | None:
@@ -52,12 +56,12 @@ class Shared:
         Raises:
             LocalProtocolError: A tensor has been given memory of another shape or dtype.
         """
-        # Looked at before each request, so three passes that find nothing to do must be quick.
+        # Looked at before each request, so passes that find nothing to do must be quick: they run in C.
         tensors = self.tensors
-        if list(map(_place, tensors)) != self._places:
+        if _places(tensors) != self._places:
             self._bring_back()
-        versions = [tensor._version for tensor in tensors]
-        asking = [tensor.requires_grad for tensor in tensors]
+        versions = list(map(_version, tensors))
+        asking = list(map(_asks, tensors))
         if versions == self._versions and asking == self._asking:
             self._told = None
             return None
@@ -74,8 +78,8 @@ class Shared:
 
     def _bring_back(self) -> None:
         """Copy what `tensor.data = other` has put elsewhere into the shared memory, and have it stand there."""
-        for tensor, memory, place in zip(self.tensors, self._memory, self._places, strict=True):
-            if _place(tensor) == place:
+        for tensor, memory in zip(self.tensors, self._memory, strict=True):
+            if _place(tensor) == _place(memory):
                 continue
             if (tensor.shape, tensor.dtype, tensor.device) != (memory.shape, memory.dtype, memory.device):
                 raise LocalProtocolError(
@@ -143,6 +147,10 @@ class Survivors:
     def told(self) -> None:
         """Know that the worker is told of what `changes` returned last."""
         self._known.update(self._telling)
+
+
+def _places(tensors: list[torch.Tensor]) -> tuple[list[int], list[torch.Size], list[tuple[int, ...]]]:
+    return list(map(_address, tensors)), list(map(_shape, tensors)), list(map(_strides, tensors))
 
 
 def _place(tensor: torch.Tensor) -> tuple[int, torch.Size, tuple[int, ...]]:
