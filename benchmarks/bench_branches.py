@@ -4,9 +4,9 @@
 
 Memory is what the program, its forkserver and its workers take together (the kernel's PSS), beyond what they
 took before: with a small model, and with weights of 100 MB that are equal in every ref. In parallel, as many
-models as processors, with one torch thread each, are called at once, from the program's threads: isolated
-ones of as many refs, and in process. A forward takes some milliseconds of Python and small operators, which
-is what threads of one process wait for each other with.
+models as processors, with one torch thread each, are called at once: isolated ones of as many refs from one
+thread by `isohub.gather`, and those in process from a thread each. A forward takes some milliseconds of Python
+and small operators, which is what threads of one process wait for each other with.
 """
 
 from __future__ import annotations
@@ -109,14 +109,10 @@ def measure_parallel(repo: Path, options: Options, result: Result) -> None:
     plain = [isohub.load(repo, "steps", source="local", isolate=False) for _ in range(count)]
     x = torch.rand(4, 64)
     with ThreadPoolExecutor(count) as pool, torch.no_grad():
-        at_once = by_gather(isolated, x)
-        if at_once is None:
-            result.notes.append("the models in parallel are called from a thread each: isohub.gather does not exist")
-            at_once = by_threads(pool, isolated, x)
         samples = interleave(
             {
                 "isohub, one model alone": lambda: isolated[0](x),
-                f"isohub, {count} models at once": at_once,
+                f"isohub, {count} models at once": lambda: isohub.gather([(model, x) for model in isolated]),
                 "in process, one model alone": lambda: plain[0](x),
                 f"in process, {count} models at once": by_threads(pool, plain, x),
             },
@@ -129,14 +125,6 @@ def measure_parallel(repo: Path, options: Options, result: Result) -> None:
         alone, together = samples[f"{who}, one model alone"], samples[f"{who}, {count} models at once"]
         result.ratio(f"models in parallel: at once / one alone, {who}", together.median_s, alone.median_s)
         result.measures[f"models in parallel: calls a second, {who}"] = round(count / together.median_s)
-
-
-def by_gather(models: list[torch.nn.Module], x: torch.Tensor) -> Callable[[], object] | None:
-    """Return all calls at once from one thread, where isohub can do that."""
-    gather = getattr(isohub, "gather", None)
-    if gather is None:
-        return None
-    return lambda: gather([(model, x) for model in models])
 
 
 def by_threads(pool: ThreadPoolExecutor, models: list[torch.nn.Module], x: torch.Tensor) -> Callable[[], object]:
