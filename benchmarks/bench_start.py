@@ -3,8 +3,8 @@
     python benchmarks/bench_start.py [--busy] [--quick | --save]
 
 A further worker is measured as its user meets it: from the call of `isohub.load`, with the forkserver warm,
-to the result of an entrypoint in a process of its own. The floor is a bare fork of the same forkserver, which
-writes one byte. The fresh interpreter only has to import torch and say so. A rival's worker answers one call.
+to the result of an entrypoint in a process of its own. The floor is a bare fork of a forkserver with the
+same memory, which writes one byte and is asked for it in the same way. The fresh interpreter only has to import torch and say so. A rival's worker answers one call.
 The first worker is that of a new program, without the time that this program takes to import torch.
 """
 
@@ -19,12 +19,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common import Options, Result, Sample, interleave, run
-from multiprocess import forkserver as mp_forkserver
-from multiprocess.context import reduction
 from rivals import RIVALS, RivalError, drive
 
 import isohub
-from isohub import api
+from isohub.supervisor.launch import ForkServer
 from isohub.supervisor.memory import Memory, memory_of
 
 HUBCONF = """
@@ -72,11 +70,15 @@ def measure_further(folder: Path, options: Options, result: Result) -> None:
         isohub.load(folder, "nothing", isolate=own)
 
     further_worker()
-    samples = interleave(
-        {"isohub": Ended(further_worker, taken), "floor: bare fork": bare_fork},
-        rounds=options.rounds(20),
-        budget_s=15,
-    )
+    bare = BareForkServer()
+    try:
+        samples = interleave(
+            {"isohub": Ended(further_worker, taken), "floor: bare fork": bare.fork},
+            rounds=options.rounds(20),
+            budget_s=15,
+        )
+    finally:
+        bare.close()
     # Apart: they make the others wait for the processor's caches.
     samples |= interleave({"fresh interpreter": fresh_interpreter}, rounds=options.rounds(5), warm_up=1, budget_s=20)
     result.samples["a further worker"] = samples
@@ -121,31 +123,18 @@ class Ended:
         return found
 
 
-class Byte:
-    """What the bare fork runs: it crosses by value, since the forkserver cannot import this script."""
+class BareForkServer(ForkServer):
+    """A forkserver with the same memory, whose forks write a byte and end."""
 
-    def _bootstrap(self, parent_sentinel: object = None) -> int:  # noqa: ARG002 - multiprocess's signature
-        import os
+    def command(self, listener_fd: int, alive_fd: int) -> list[str]:
+        *python, program = super().command(listener_fd, alive_fd)
+        place = f"import sys; sys.path.append({os.fspath(Path(__file__).parent / 'drivers')!r}); "
+        return [*python, place + program.replace("isohub.supervisor.orphans", "bare_fork")]
 
-        from multiprocess import forkserver
-
-        os.write(forkserver._forkserver._inherited_fds[0], b"x")
-        return 0
-
-
-def bare_fork() -> None:
-    """Fork the forkserver that the workers come from, and wait for the first byte of the child."""
-    server = api._registry._forkserver
-    read, write = os.pipe()
-    status, to_child = server._connect([write])
-    os.close(write)
-    with os.fdopen(to_child, "wb") as pipe:
-        reduction.dump({"name": "bare"}, pipe)
-        reduction.dump(Byte(), pipe)
-    assert os.read(read, 1) == b"x"
-    os.close(read)
-    mp_forkserver.read_signed(status)
-    os.close(status)
+    def fork(self) -> None:
+        process = self.begin()
+        assert process.channel.recv(1) == b"x"
+        process.close()
 
 
 def megabytes(nbytes: list[int]) -> float:

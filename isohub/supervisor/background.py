@@ -8,10 +8,22 @@ import selectors
 import threading
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol
 
-from isohub.supervisor.logs import Output
+__all__ = ["Background", "Watched"]
 
-__all__ = ["Background"]
+
+class Watched(Protocol):
+    """What the thread reads.
+
+    Attributes:
+        fd: What there is to read.
+    """
+
+    fd: int
+
+    def drain(self) -> bool:
+        """Take what is there; return False once there will be no more."""
 
 
 class Background:
@@ -25,7 +37,7 @@ class Background:
         self._tasks: deque[Callable[[], None]] = deque()
         self._stopping = False
 
-    def watch(self, *outputs: Output) -> None:
+    def watch(self, *outputs: Watched) -> None:
         """Read these outputs from now on."""
         with self._lock:
             if self._thread is None:
@@ -34,7 +46,7 @@ class Background:
                 self._selector.register(output.fd, selectors.EVENT_READ, output)
         self._wake()
 
-    def forget(self, *outputs: Output) -> None:
+    def forget(self, *outputs: Watched) -> None:
         """Read these outputs no more; their descriptors may be closed then."""
         with self._lock:
             for output in outputs:

@@ -13,19 +13,19 @@ from isohub.wire.lifecycle import Event, after
 from isohub.wire.messages import Raised
 
 if TYPE_CHECKING:
-    from isohub.supervisor.launch import ForkServer
+    from isohub.supervisor.idle import IdleWorkers
     from isohub.supervisor.worker import Worker
     from isohub.wire.messages import Prepare
 
 __all__ = ["start"]
 
 
-def start(worker: Worker, forkserver: ForkServer, prepare: Prepare) -> None:
+def start(worker: Worker, idle: IdleWorkers, prepare: Prepare) -> None:
     """Launch the process of a worker and prepare it.
 
     Args:
         worker: One that has no process, or none any more.
-        forkserver: Where the process comes from.
+        idle: Where the process comes from.
         prepare: What it is told first.
 
     Raises:
@@ -38,7 +38,7 @@ def start(worker: Worker, forkserver: ForkServer, prepare: Prepare) -> None:
         held, due = nearest(None), nearest(worker.isolation.start_timeout_s)
         assert due is not None
         try:
-            process = forkserver.launch(f"isohub-worker {worker.label}", due.at)
+            process = idle.launch(due.at)
         except BaseException as error:
             worker._state = after(worker._state, Event.DEATH)
             worker._end = endings.unready(worker.label, error)

@@ -38,7 +38,7 @@ from isohub.supervisor.border import Border
 from isohub.supervisor.callbacks import Callbacks
 from isohub.supervisor.connection import Connection
 from isohub.supervisor.deadlines import Deadline, nearest, until
-from isohub.supervisor.launch import ForkServer
+from isohub.supervisor.idle import IdleWorkers
 from isohub.supervisor.post_mortem import STATUS_S, find_cause
 from isohub.supervisor.raised import exception
 from isohub.supervisor.releases import Releases
@@ -126,9 +126,9 @@ class Worker:
         """Return what it is, does and takes at this moment."""
         return status_of(self)
 
-    def start(self, forkserver: ForkServer, prepare: Prepare) -> None:
+    def start(self, idle: IdleWorkers, prepare: Prepare) -> None:
         """Launch the process and prepare it; see `starting.start`."""
-        start(self, forkserver, prepare)
+        start(self, idle, prepare)
 
     def request(
         self,
