@@ -21,7 +21,7 @@ from isohub.errors import WorkerStartError
 from isohub.supervisor.background import Background
 from isohub.supervisor.launch import ForkServer, Process
 
-__all__ = ["VARIABLE", "IdleWorkers", "count_asked_for"]
+__all__ = ["MAX_WORKERS", "VARIABLE", "IdleWorkers", "count_asked_for"]
 
 VARIABLE = "ISOHUB_IDLE_WORKERS"
 # More than any program loads at a time; each takes some megabytes.
