@@ -4,7 +4,8 @@
 
 A further worker is measured as its user meets it: from the call of `isohub.load`, with the forkserver warm,
 to the result of an entrypoint in a process of its own. The floor is a bare fork of a forkserver with the
-same memory, which writes one byte and is asked for it in the same way. The fresh interpreter only has to import torch and say so. A rival's worker answers one call.
+same memory, which writes one byte and is asked for it in the same way. The fresh interpreter only has to import
+torch and say so. A rival's worker answers one call.
 The first worker is that of a new program, without the time that this program takes to import torch.
 """
 

@@ -22,11 +22,11 @@ COMMANDS = {
     "inspect": ("inspect", "Show what the file of a model tells of itself."),
     "lock": ("lock", "Lock refs: write down their commits, and the hashes of files."),
     "prefetch": ("lock", "Bring repositories here, for later use without a network."),
-    "cache": ("cache", "Show what is kept on this machine, check it, and remove from it."),
-    "trust": ("trust", "List, add and remove repositories whose code may run."),
     "ps": ("ps", "List the workers of all programs on this machine."),
     "doctor": ("doctor", "Check whether this machine has what isohub needs."),
     "demo": ("demo", "Show two versions of one repository, side by side."),
+    "cache": ("cache", "Show what is kept on this machine, check it, and remove from it."),
+    "trust": ("trust", "List, add and remove repositories whose code may run."),
 }
 
 

@@ -136,6 +136,7 @@ class IdleWorkers:
             poll.register(waiting.process.channel, select.POLLIN)  # its greeting, or its end
             if not poll.poll(max(deadline - time.monotonic(), 0.0) * 1e3):
                 raise self._forkserver.silent(TimeoutError("no answer in time; it may still be importing torch"))
+            waiting.arrive(deadline)
 
     def close(self) -> None:
         """End those in reserve; none is kept from now on. May be called again."""
@@ -204,6 +205,12 @@ class _Waiting:
             self._watched = False
         self._owner.gone(self)
         return False
+
+    def arrive(self, deadline: float) -> None:
+        """Wait until its id is known, if it is here still and alive."""
+        with self._lock, contextlib.suppress(OSError, EOFError):
+            if self._watched:
+                self.process.arrive(deadline)
 
     def leave(self) -> None:
         """Have the status pipe read by nobody else from now on."""

@@ -27,12 +27,14 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from multiprocess import forkserver as mp_forkserver
 from multiprocess.context import reduction
 
+from isohub import trace
 from isohub.errors import WorkerStartError
 from isohub.supervisor import forkserver
 
@@ -51,6 +53,7 @@ class Process:
         pid: Its process id; 0 until `arrive`.
         pidfd: A descriptor for the process, which no later process of the same number can be mistaken
             for; readable once it has ended. -1 until `arrive`.
+        on_arrival: What to call then.
     """
 
     channel: socket.socket
@@ -59,6 +62,7 @@ class Process:
     status: int
     pid: int = 0
     pidfd: int = -1
+    on_arrival: Callable[[], None] = lambda: None
     _exit_code: int | None = None
     _lost: bool = False  # nobody is left who could tell how it ended
     _closing: threading.Lock = field(default_factory=threading.Lock)
@@ -80,6 +84,7 @@ class Process:
         pid = mp_forkserver.read_signed(self.status)
         self.pidfd = os.pidfd_open(pid)
         self.pid = pid
+        self.on_arrival()
 
     @property
     def ended(self) -> bool:
@@ -130,6 +135,7 @@ class ForkServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._alive_fd = -1
         self._address_fd = -1
+        self._started = 0.0  # when, by `time.monotonic`; 0.0 once it was told how long it took
 
     @property
     def pid(self) -> int | None:
@@ -156,7 +162,7 @@ class ForkServer:
         self.ensure_running()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         (out, out_w), (err, err_w), (status, status_w) = os.pipe(), os.pipe(), os.pipe()
-        process = Process(ours, out, err, status)
+        process = Process(ours, out, err, status, on_arrival=self._is_up)
         try:
             with socket.socket(socket.AF_UNIX) as client:
                 client.connect(f"/proc/self/fd/{self._address_fd}")
@@ -173,8 +179,8 @@ class ForkServer:
     def silent(self, error: Exception) -> WorkerStartError:
         """Return what to raise when no worker comes from here, for that reason."""
         return WorkerStartError(
-            f"the forkserver (pid {self.pid}) that workers come from does not answer ({type(error).__name__}: {error}). "
-            "What it printed to stderr says why; most often torch cannot be imported by "
+            f"the forkserver (pid {self.pid}) that workers come from does not answer ({type(error).__name__}: {error})."
+            " What it printed to stderr says why; most often torch cannot be imported by "
             f"{forkserver.command('', 0, 0)[0]} outside of this program"
         )
 
@@ -204,6 +210,13 @@ class ForkServer:
         self._lock = threading.Lock()
         self._process, self._alive_fd, self._address_fd = None, -1, -1
 
+    def _is_up(self) -> None:
+        """Tell how long it took from its start to its first fork."""
+        with self._lock:
+            started, self._started = self._started, 0.0
+        if started:
+            trace.tell("supervisor.forkserver", started, time.monotonic() - started)
+
     def _close(self) -> None:
         if self._alive_fd >= 0:
             os.close(self._alive_fd)  # the server sees it and ends
@@ -221,6 +234,7 @@ class ForkServer:
         with socket.socket(socket.AF_UNIX) as listener:
             self._address_fd = _listen(listener)
             alive_r, self._alive_fd = os.pipe()
+            self._started = time.monotonic()
             try:
                 self._process = subprocess.Popen(
                     self.command(listener.fileno(), alive_r),

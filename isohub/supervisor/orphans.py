@@ -1,5 +1,4 @@
-"""The program that a forkserver runs: `multiprocess`'s loop, what a fork does first, and an end for what workers
-leave behind.
+"""The program that a forkserver runs: a loop of `multiprocess`, what a fork does first, and an end for what is left.
 
 ::
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from isohub import trace
 from isohub.errors import BrokenWorkerError, WorkerStartError, WorkerTimeoutError
 from isohub.supervisor import endings
 from isohub.supervisor.connection import Connection
@@ -38,7 +39,8 @@ def start(worker: Worker, idle: IdleWorkers, prepare: Prepare) -> None:
         held, due = nearest(None), nearest(worker.isolation.start_timeout_s)
         assert due is not None
         try:
-            process = idle.launch(due.at)
+            with trace.step("supervisor.fork"):
+                process = idle.launch(due.at)
         except BaseException as error:
             worker._state = after(worker._state, Event.DEATH)
             worker._end = endings.unready(worker.label, error)
@@ -50,7 +52,7 @@ def start(worker: Worker, idle: IdleWorkers, prepare: Prepare) -> None:
         worker.pid = process.pid
         worker._connection = connection = Connection(process, worker._background, worker._services)
         try:
-            with worker._guarded(due):
+            with worker._guarded(due), trace.step("supervisor.prepare"):
                 answer = connection.prepare(prepare, worker.border, due.at)
         except (BrokenWorkerError, WorkerTimeoutError) as error:
             if due is held and isinstance(error, WorkerTimeoutError):

@@ -32,7 +32,7 @@ from isohub.hub.services import Services
 from isohub.options import Isolation
 from isohub.shm.channel import DeadlineError, PeerGoneError
 from isohub.shm.segment import KeptSegments
-from isohub.supervisor import endings, state
+from isohub.supervisor import endings, parts, state
 from isohub.supervisor.background import Background
 from isohub.supervisor.border import Border
 from isohub.supervisor.callbacks import Callbacks
@@ -188,12 +188,15 @@ class Worker:
         answered = Event.ANSWER if self._state is State.IDLE else Event.ANSWER_WITHIN
         connection, deadline = self._connected(), None if due is None else due.at
         message, descriptors = self._say(verb, self.border.pack(args, kwargs), fields)
+        begun = time.monotonic()
         with self._guarded(due):
             self._state = after(self._state, Event.REQUEST)
             connection.mute(muted)
             connection.send(message, descriptors, deadline)
             self.border.sent()
             answer = connection.answer(self.border, deadline, self._call_back)
+            if verb == "build" and isinstance(answer, Returned):
+                parts.tell(answer.took, begun)
             self._generator.answered(answer.rng)
             self._state = after(self._state, answered)
             value = self.border.unpack(answer.payload) if isinstance(answer, Returned) else None

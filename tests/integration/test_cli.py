@@ -221,10 +221,31 @@ class TestLoad:
         assert worker["pid"] != os.getpid()
         assert 0 < worker["private_bytes"] < worker["proportional_bytes"]
         names = ["cli.import", "hub.checkout", "hub.resolve", "hub.fetch", "model.load", "supervisor.launch"]
-        assert [*names, "model.build"] == [step["name"] for step in steps]
-        assert [step["depth"] for step in steps] == [0, 0, 1, 1, 0, 1, 1]
+        names += ["supervisor.fork", "supervisor.prepare", "model.build"]
+        names += ["worker.hubconf", "worker.entrypoint", "worker.export"]
+        assert names == [step["name"] for step in steps]
+        assert [step["depth"] for step in steps] == [0, 0, 1, 1, 0, 1, 2, 2, 1, 2, 2, 2]
+        ends = [step["start_s"] + step["duration_s"] for step in steps]
+        within = [step["start_s"] for step in steps[-3:]]
+        assert [steps[-4]["start_s"], *within, ends[-4]] == sorted([steps[-4]["start_s"], *within, ends[-4]])
         assert all(step["duration_s"] > 0 for step in steps if step["name"] != "cli.import")
         assert done.stderr == ""
+
+    def test_trace(self, repo: str, tmp_path: Path):
+        """--trace writes the steps with their times, those of the worker in a line of their own."""
+        path = tmp_path / "load.json"
+
+        found = json.loads(invoke("load", repo, "net", "--json", "--trace", str(path)).stdout)
+
+        events = json.loads(path.read_text())["traceEvents"]
+        drawn = [event for event in events if event["ph"] == "X"]
+        assert [step["name"] for step in found["steps"]] == [event["name"] for event in drawn]
+        assert [step["start_s"] for step in found["steps"]] == pytest.approx(
+            [event["ts"] / 1e6 for event in drawn], abs=2e-6
+        )
+        assert {event["name"] for event in drawn if event["tid"] == 3} == {
+            "worker.hubconf", "worker.entrypoint", "worker.export",
+        }  # fmt: skip
 
     def test_values(self, repo: str):
         """Values are read as JSON where they parse, else as text; every keyword reaches the entrypoint."""
