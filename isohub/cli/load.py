@@ -99,6 +99,9 @@ def _load(
     with running(traceback=traceback) as answer:
         with _Steps() as steps:
             with trace.step("cli.import"):
+                from isohub.supervisor import early
+
+                early.start()  # it imports torch while we do
                 from isohub.api import Repo, workers
                 from isohub.model.summary import summarize
                 from isohub.supervisor.memory import memory_of

@@ -223,6 +223,8 @@ class ForkServer:
             os.close(self._address_fd)
             self._alive_fd = self._address_fd = -1
         if self._process is not None:
+            if self._started:
+                self._process.kill()  # nothing came from it yet, and it would import torch to the end first
             try:
                 self._process.wait(5)
             except subprocess.TimeoutExpired:  # still importing torch, say

@@ -16,11 +16,10 @@ from isohub.hub.checkout import Checkout
 from isohub.hub.leases import Lease
 from isohub.hub.services import Services
 from isohub.options import Isolation
-from isohub.supervisor import forkserver
+from isohub.supervisor import early, forkserver
 from isohub.supervisor.arguments import pickle_function
 from isohub.supervisor.background import Background
 from isohub.supervisor.idle import IdleWorkers, count_asked_for
-from isohub.supervisor.launch import ForkServer
 from isohub.supervisor.proxies import Proxies
 from isohub.supervisor.restart import Restart
 from isohub.supervisor.worker import CLOSE_GRACE_S, Worker
@@ -59,7 +58,7 @@ class Registry:
         self._lock = threading.RLock()
         self._slots: dict[object, _Slot] = {}
         self._workers: list[Worker] = []
-        self._forkserver = ForkServer()
+        self._forkserver = early.take()
         self._background = Background()
         self._idle = IdleWorkers(self._forkserver, self._background)
         self._at_exit = False

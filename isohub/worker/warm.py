@@ -28,3 +28,4 @@ name_process(FORKSERVER)
 # What is alive now stays alive: out of the collector's sight, its pages stay shared with the children.
 gc.collect()
 gc.freeze()
+gc.enable()

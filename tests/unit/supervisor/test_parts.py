@@ -30,9 +30,11 @@ def test_one_after_the_other(told: list[trace.Step]):
     before = time.monotonic()
     parts.tell([("hubconf", 0.25), ("entrypoint", 2.0), ("export", 0.5)], before - 3.0)
 
-    assert [
-        (step.name, step.duration_s) for step in told
-    ] == [("worker.hubconf", 0.25), ("worker.entrypoint", 2.0), ("worker.export", 0.5)]
+    assert [(step.name, step.duration_s) for step in told] == [
+        ("worker.hubconf", 0.25),
+        ("worker.entrypoint", 2.0),
+        ("worker.export", 0.5),
+    ]
     first, second, third = (step.start_s for step in told)
     assert (second - first, third - second) == (pytest.approx(0.25), pytest.approx(2.0))
     assert before <= third + 0.5 + 1e-6 <= time.monotonic() + 1e-5
