@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,6 +62,9 @@ def measure(options: Options, result: Result) -> None:
     for name in ("import isohub", "isohub --help"):
         beyond_s = result.samples["without torch"][name].median_s - nothing_s
         result.measures[f"{name}: beyond a bare Python, ms"] = round(beyond_s * 1e3, 1)
+        result.ratio(f"{name} / a bare Python", beyond_s + nothing_s, nothing_s)
+    all_s = result.samples["without torch"]["isohub --help"].median_s
+    result.measures["isohub --help: all, ms"] = round(all_s * 1e3, 1)
 
 
 def measure_further(folder: Path, options: Options, result: Result) -> None:
@@ -71,20 +75,26 @@ def measure_further(folder: Path, options: Options, result: Result) -> None:
         isohub.load(folder, "nothing", isolate=own)
 
     further_worker()
+    reserved: list[Memory] = []
     bare = BareForkServer()
     try:
         samples = interleave(
-            {"isohub": Ended(further_worker, taken), "floor: bare fork": bare.fork},
+            {"isohub": Ended(further_worker, taken), "floor: bare fork": bare},
             rounds=options.rounds(20),
             budget_s=15,
         )
     finally:
         bare.close()
+    # Each waits for the reserve to be full again, when the clock does not run.
+    samples |= interleave({"isohub, from the reserve": Reserved(further_worker, reserved)}, rounds=options.rounds(20))
+    isohub.warm(0)
     # Apart: they make the others wait for the processor's caches.
     samples |= interleave({"fresh interpreter": fresh_interpreter}, rounds=options.rounds(5), warm_up=1, budget_s=20)
     result.samples["a further worker"] = samples
     further_s = samples["isohub"].median_s
     result.ratio("further worker / bare fork", further_s, samples["floor: bare fork"].median_s)
+    reserved_s = samples["isohub, from the reserve"].median_s
+    result.ratio("further worker from the reserve / bare fork", reserved_s, samples["floor: bare fork"].median_s)
     result.ratio("fresh interpreter / further worker", samples["fresh interpreter"].median_s, further_s)
     private = [memory.private_bytes for memory in taken if memory.private_bytes is not None]
     proportional = [memory.proportional_bytes for memory in taken if memory.proportional_bytes is not None]
@@ -124,6 +134,17 @@ class Ended:
         return found
 
 
+class Reserved(Ended):
+    """The same, with a worker in reserve."""
+
+    def timed(self, repeats: int) -> list[float]:
+        found = []
+        for _ in range(repeats):
+            isohub.warm(1, wait=True)
+            found += super().timed(1)
+        return found
+
+
 class BareForkServer(ForkServer):
     """A forkserver with the same memory, whose forks write a byte and end."""
 
@@ -132,10 +153,17 @@ class BareForkServer(ForkServer):
         place = f"import sys; sys.path.append({os.fspath(Path(__file__).parent / 'drivers')!r}); "
         return [*python, place + program.replace("isohub.supervisor.orphans", "bare_fork")]
 
-    def fork(self) -> None:
-        process = self.begin()
-        assert process.channel.recv(1) == b"x"
-        process.close()
+    def timed(self, repeats: int) -> list[float]:
+        found = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            process = self.begin()
+            assert process.channel.recv(1) == b"x"
+            found.append(time.perf_counter() - start)
+            process.arrive(time.monotonic() + 10)
+            process.exit_status(10)  # it would be ending while the next variant is timed
+            process.close()
+        return found
 
 
 def megabytes(nbytes: list[int]) -> float:

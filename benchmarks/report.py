@@ -42,6 +42,8 @@ TITLES = {
     "drift": "A million calls",
     "torchscript": "As TorchScript",
 }
+# The programs of `trace_load.py`, drawn step by step.
+FIRST_LOADS = ("first_load", "first_load_warm")
 # The group of times that is drawn. Logarithmic, since rivals differ by factors of 100.
 PLOTTED = {"call": "600 kB in", "start": "a further worker"}
 
@@ -70,11 +72,14 @@ def first_load_text(document: dict[str, Any] | None) -> str:
         return f"{NOT_MEASURED.capitalize()}: `python benchmarks/trace_load.py --save`."
     facts = document["machine"]
     conditions = (
-        f"The run of median length of {document['runs']}, commit {facts['commit']}, {facts['cpus']} x {facts['cpu']}, "
-        f"Linux {facts['kernel']}, Python {facts['python']}, torch {facts['torch']}, "
+        f"Of each the run of median length of {document['runs']}, commit {facts['commit']}, "
+        f"{facts['cpus']} x {facts['cpu']}, Linux {facts['kernel']}, Python {facts['python']}, torch {facts['torch']}, "
         f"load average before {facts['load_average_before']}."
     )
-    return f"![The steps of a first load](../reference/benchmarks/first_load.svg)\n\n{conditions}"
+    drawings = "\n\n".join(
+        f"![{program['title']}](../reference/benchmarks/{name}.svg)" for name, program in document["programs"].items()
+    )
+    return f"{drawings}\n\n{conditions}"
 
 
 def goals_table(results: Results, goals: Iterable[Goal] = GOALS, *, measured_only: bool = False) -> str:
@@ -248,7 +253,10 @@ def main(
         print(goals_table(results))
         return 0
     wanted = {folder / f"{name}.svg": plot(name, results) for name in PLOTTED}
-    wanted[folder / "first_load.svg"] = None if first_load is None else timeline(first_load)
+    programs = {} if first_load is None else first_load["programs"]
+    longest_s = max((program["total_s"] for program in programs.values()), default=0.0)
+    for name in FIRST_LOADS:
+        wanted[folder / f"{name}.svg"] = timeline(programs[name], longest_s) if name in programs else None
     if arguments == ["--check"]:
         stale = [path for path, text in wanted.items() if (path.read_text() if path.exists() else None) != text]
         for path in stale:

@@ -24,15 +24,20 @@ COLOURS = {"your program": "#2a6f97", "forkserver": "#e09f3e", "worker": "#6a994
 LEFT, WIDTH, HEIGHT = 250, 480, 18
 
 
-def timeline(document: dict[str, Any]) -> str:
-    """Return a drawing of the steps, as SVG."""
+def timeline(document: dict[str, Any], longest_s: float) -> str:
+    """Return a drawing of the steps, as SVG.
+
+    Args:
+        document: One program of those that `trace_load.py` keeps.
+        longest_s: What the whole width stands for.
+    """
     steps = [step for step in document["steps"] if step["name"] in STEPS]
-    end_s = document["total_s"]
+    title = f"{document['title']}: {document['total_s']:.2f} s"
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{LEFT + WIDTH + 80}" height="{HEIGHT * len(steps) + 66}">',
         "<style>text { font: 12px sans-serif }</style>",
         '<rect width="100%" height="100%" fill="white"/>',
-        f'<text x="8" y="18" style="font-weight: bold">{html.escape(document["title"])}: {end_s:.2f} s</text>',
+        f'<text x="8" y="18" style="font-weight: bold">{html.escape(title)}</text>',
     ]
     for number, (who, colour) in enumerate(COLOURS.items()):
         x = LEFT + number * 130
@@ -43,8 +48,8 @@ def timeline(document: dict[str, Any]) -> str:
     for number, step in enumerate(steps):
         who, what = STEPS[step["name"]]
         y = 46 + number * HEIGHT
-        start = LEFT + WIDTH * step["start_s"] / end_s
-        length = max(WIDTH * step["duration_s"] / end_s, 1.5)
+        start = LEFT + WIDTH * step["start_s"] / longest_s
+        length = max(WIDTH * step["duration_s"] / longest_s, 1.5)
         lines += [
             f'<text x="{LEFT - 6}" y="{y + 12}" text-anchor="end">{html.escape(what)}</text>',
             f'<rect x="{start:.1f}" y="{y + 2}" width="{length:.1f}" height="{HEIGHT - 5}" fill="{COLOURS[who]}"/>',
