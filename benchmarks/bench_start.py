@@ -75,19 +75,19 @@ def measure_further(folder: Path, options: Options, result: Result) -> None:
         isohub.load(folder, "nothing", isolate=own)
 
     further_worker()
-    reserved: list[Memory] = []
     bare = BareForkServer()
     try:
         samples = interleave(
-            {"isohub": Ended(further_worker, taken), "floor: bare fork": bare},
+            {
+                "isohub": Ended(further_worker, taken),
+                "isohub, from the reserve": Ended(further_worker, [], reserve=1),
+                "floor: bare fork": bare,
+            },
             rounds=options.rounds(20),
             budget_s=15,
         )
     finally:
         bare.close()
-    # Each waits for the reserve to be full again, when the clock does not run.
-    samples |= interleave({"isohub, from the reserve": Reserved(further_worker, reserved)}, rounds=options.rounds(20))
-    isohub.warm(0)
     # Apart: they make the others wait for the processor's caches.
     samples |= interleave({"fresh interpreter": fresh_interpreter}, rounds=options.rounds(5), warm_up=1, budget_s=20)
     result.samples["a further worker"] = samples
@@ -118,30 +118,24 @@ def measure_further(folder: Path, options: Options, result: Result) -> None:
 
 
 class Ended:
-    """Starts a worker, and looks at it and ends it when the clock does not run."""
+    """Starts a worker, and looks at it and ends it when the clock does not run.
 
-    def __init__(self, start: Callable[[], None], taken: list[Memory]) -> None:
-        self._start, self._taken = start, taken
+    With a `reserve`, one that was forked before the clock runs; no other is forked while it does.
+    """
+
+    def __init__(self, start: Callable[[], None], taken: list[Memory], reserve: int = 0) -> None:
+        self._start, self._taken, self._reserve = start, taken, reserve
 
     def timed(self, repeats: int) -> list[float]:
         found = []
         for _ in range(repeats):
+            isohub.warm(self._reserve, wait=True)
             sample = interleave({"": self._start}, rounds=1, warm_up=0)[""]
+            isohub.warm(0)
             worker = isohub.workers()[-1]
             self._taken.append(memory_of(worker.pid))
             worker.close()
             found.append(sample.median_s)
-        return found
-
-
-class Reserved(Ended):
-    """The same, with a worker in reserve."""
-
-    def timed(self, repeats: int) -> list[float]:
-        found = []
-        for _ in range(repeats):
-            isohub.warm(1, wait=True)
-            found += super().timed(1)
         return found
 
 

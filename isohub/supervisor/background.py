@@ -6,6 +6,7 @@ import contextlib
 import os
 import selectors
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
@@ -34,7 +35,7 @@ class Background:
         self._thread: threading.Thread | None = None
         self._selector = selectors.DefaultSelector()
         self._wake_r = self._wake_w = -1
-        self._tasks: deque[Callable[[], None]] = deque()
+        self._tasks: deque[tuple[float, Callable[[], None]]] = deque()
         self._stopping = False
 
     def watch(self, *outputs: Watched) -> None:
@@ -53,12 +54,16 @@ class Background:
                 with contextlib.suppress(KeyError, ValueError):
                     self._selector.unregister(output.fd)
 
-    def soon(self, task: Callable[[], None]) -> None:
+    def soon(self, task: Callable[[], None], after_s: float = 0.0) -> None:
         """Run `task`, which must not wait, in the thread.
 
         May be called inside the garbage collector: it takes no lock.
+
+        Args:
+            task: What to run; nobody does if the thread is stopped before.
+            after_s: Not earlier than so many seconds from now.
         """
-        self._tasks.append(task)
+        self._tasks.append((time.monotonic() + after_s, task))
         self._wake()
 
     def stop(self) -> None:
@@ -98,8 +103,10 @@ class Background:
 
     def _run(self) -> None:
         selector, wake_r = self._selector, self._wake_r
+        later: list[tuple[float, Callable[[], None]]] = []
         while not self._stopping:
-            for key, _ in selector.select():
+            timeout_s = max(min(due for due, _ in later) - time.monotonic(), 0.0) if later else None
+            for key, _ in selector.select(timeout_s):
                 if key.data is None:
                     with contextlib.suppress(BlockingIOError):
                         os.read(wake_r, 4096)
@@ -109,4 +116,8 @@ class Background:
                         if now is not None and now.data is key.data:  # not another's of the same number
                             selector.unregister(key.fd)
             while self._tasks:
-                self._tasks.popleft()()
+                later.append(self._tasks.popleft())
+            now = time.monotonic()
+            ready, later = [task for due, task in later if due <= now], [one for one in later if one[0] > now]
+            for task in ready:
+                task()

@@ -26,6 +26,8 @@ __all__ = ["MAX_WORKERS", "VARIABLE", "IdleWorkers", "count_asked_for"]
 VARIABLE = "ISOHUB_IDLE_WORKERS"
 # More than any program loads at a time; each takes some megabytes.
 MAX_WORKERS = 64
+# Most loads of small models are done by then.
+REFILL_AFTER_S = 0.1
 # Where workers die while they wait, something ends them again and again: so many are replaced between two loads.
 _MAX_DEATHS = 3
 
@@ -121,9 +123,9 @@ class IdleWorkers:
                 self._background.watch(waiting)
 
     def refill_soon(self) -> None:
-        """Refill in the background."""
+        """Refill in the background, a little later: a fork would slow down the load that took one."""
         if len(self._waiting) < self.wanted:
-            self._background.soon(self._refill_quietly)
+            self._background.soon(self._refill_quietly, REFILL_AFTER_S)
 
     def wait(self, deadline: float) -> None:
         """Wait until all that are in reserve can be given a repository at once.

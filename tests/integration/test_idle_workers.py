@@ -31,6 +31,7 @@ HUBCONF = """
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         return os.environ.get("MARK"), torch.get_num_threads(), limit, os.getcwd() != "/"
 """
+ROOT = Path(__file__).parents[2]
 OWN = isohub.Isolation(dedicated=True)
 
 
@@ -202,15 +203,17 @@ def test_counts_that_make_no_sense(workers: Any, kind: type[Exception], words: s
         isohub.warm(workers)
 
 
-SCRIPT = """
-import json, os, sys, time
+SCRIPT = f"""
+import json, os, sys
+sys.path.append({str(ROOT)!r})
 import isohub
 from isohub import api
+from tests.helpers.waiting import until
 
 def tell():
     idle = api._registry._idle
-    idle.wait(time.monotonic() + 60)
-    print(json.dumps({"pids": [api._registry.forkserver_pid, *idle.pids]}), flush=True)
+    until(lambda: len(idle.pids) == idle.wanted)
+    print(json.dumps({{"pids": [api._registry.forkserver_pid, *idle.pids]}}), flush=True)
     sys.stdin.readline()
 """
 LOAD = 'isohub.load(sys.argv[1], "pid", isolate=isohub.Isolation(dedicated=True), verbose=False)\n'
