@@ -117,7 +117,7 @@ class Background:
                             selector.unregister(key.fd)
             while self._tasks:
                 later.append(self._tasks.popleft())
-            now = time.monotonic()
-            ready, later = [task for due, task in later if due <= now], [one for one in later if one[0] > now]
+            until = time.monotonic()
+            ready, later = [task for due, task in later if due <= until], [one for one in later if one[0] > until]
             for task in ready:
                 task()

@@ -118,3 +118,30 @@ def test_warm_uses_it(start: Callable[[str], Program]):
 
     assert (len(told["pids"]), told["same"]) == (1, True)
     assert program.end() == (0, "", "")
+
+
+BESIDE = """
+isohub.shutdown()
+steps = {}
+isohub.trace.add_listener(lambda step: steps.setdefault(step.name, step))
+try:
+    isohub.load("git+file://" + sys.argv[1] + "/none.git@v1", "nothing")
+except isohub.errors.ResolveError:
+    tell(pids=[isohub.api._registry.forkserver_pid], workers=len(isohub.workers()), failed=list(steps))
+isohub.load(sys.argv[1], "nothing", source="local")
+begun = {name: step.start_s for name, step in steps.items()}
+tell(beside=begun["supervisor.forkserver"] < begun["hub.resolve"], took=steps["supervisor.forkserver"].duration_s > 0)
+"""
+
+
+def test_starts_while_a_ref_is_resolved(start: Callable[[str], Program]):
+    """The forkserver starts before the ref is resolved; a load that fails there has no worker, the next one has."""
+    program = start("from isohub import api, trace\n" + BESIDE)
+    program.told()
+
+    told = program.told()
+
+    assert (len(told["pids"]), told["workers"]) == (1, 0)
+    assert "supervisor.launch" not in told["failed"]
+    assert program.told() == {"beside": True, "took": True}
+    assert program.end() == (0, "", "")
