@@ -231,22 +231,6 @@ class TestLoad:
         assert all(step["duration_s"] > 0 for step in steps if step["name"] != "cli.import")
         assert done.stderr == ""
 
-    def test_trace(self, repo: str, tmp_path: Path):
-        """--trace writes the steps with their times, those of the worker in a line of their own."""
-        path = tmp_path / "load.json"
-
-        found = json.loads(invoke("load", repo, "net", "--json", "--trace", str(path)).stdout)
-
-        events = json.loads(path.read_text())["traceEvents"]
-        drawn = [event for event in events if event["ph"] == "X"]
-        assert [step["name"] for step in found["steps"]] == [event["name"] for event in drawn]
-        assert [step["start_s"] for step in found["steps"]] == pytest.approx(
-            [event["ts"] / 1e6 for event in drawn], abs=2e-6
-        )
-        assert {event["name"] for event in drawn if event["tid"] == 3} == {
-            "worker.hubconf", "worker.entrypoint", "worker.export",
-        }  # fmt: skip
-
     def test_values(self, repo: str):
         """Values are read as JSON where they parse, else as text; every keyword reaches the entrypoint."""
         args = ("--arg", "3", "--arg", "[1, null]", "--arg", '"3"', "--arg", "some text", "--arg", "")
