@@ -3,8 +3,9 @@
     python benchmarks/bench_start.py [--busy] [--quick | --save]
 
 A further worker is measured as its user meets it: from the call of `isohub.load`, with the forkserver warm,
-to the result of an entrypoint in a process of its own. The floor is a bare fork of the same forkserver, which
-writes one byte. The fresh interpreter only has to import torch and say so. A rival's worker answers one call.
+to the result of an entrypoint in a process of its own. The floor is a bare fork of a forkserver with the
+same memory, which writes one byte and is asked for it in the same way. The fresh interpreter only has to import
+torch and say so. A rival's worker answers one call.
 The first worker is that of a new program, without the time that this program takes to import torch.
 """
 
@@ -15,16 +16,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from common import Options, Result, Sample, interleave, run
-from multiprocess import forkserver as mp_forkserver
-from multiprocess.context import reduction
 from rivals import RIVALS, RivalError, drive
 
 import isohub
-from isohub import api
+from isohub.supervisor.launch import ForkServer
 from isohub.supervisor.memory import Memory, memory_of
 
 HUBCONF = """
@@ -62,6 +62,9 @@ def measure(options: Options, result: Result) -> None:
     for name in ("import isohub", "isohub --help"):
         beyond_s = result.samples["without torch"][name].median_s - nothing_s
         result.measures[f"{name}: beyond a bare Python, ms"] = round(beyond_s * 1e3, 1)
+        result.ratio(f"{name} / a bare Python", beyond_s + nothing_s, nothing_s)
+    all_s = result.samples["without torch"]["isohub --help"].median_s
+    result.measures["isohub --help: all, ms"] = round(all_s * 1e3, 1)
 
 
 def measure_further(folder: Path, options: Options, result: Result) -> None:
@@ -72,16 +75,26 @@ def measure_further(folder: Path, options: Options, result: Result) -> None:
         isohub.load(folder, "nothing", isolate=own)
 
     further_worker()
-    samples = interleave(
-        {"isohub": Ended(further_worker, taken), "floor: bare fork": bare_fork},
-        rounds=options.rounds(20),
-        budget_s=15,
-    )
+    bare = BareForkServer()
+    try:
+        samples = interleave(
+            {
+                "isohub": Ended(further_worker, taken),
+                "isohub, from the reserve": Ended(further_worker, [], reserve=1),
+                "floor: bare fork": bare,
+            },
+            rounds=options.rounds(20),
+            budget_s=15,
+        )
+    finally:
+        bare.close()
     # Apart: they make the others wait for the processor's caches.
     samples |= interleave({"fresh interpreter": fresh_interpreter}, rounds=options.rounds(5), warm_up=1, budget_s=20)
     result.samples["a further worker"] = samples
     further_s = samples["isohub"].median_s
     result.ratio("further worker / bare fork", further_s, samples["floor: bare fork"].median_s)
+    reserved_s = samples["isohub, from the reserve"].median_s
+    result.ratio("further worker from the reserve / bare fork", reserved_s, samples["floor: bare fork"].median_s)
     result.ratio("fresh interpreter / further worker", samples["fresh interpreter"].median_s, further_s)
     private = [memory.private_bytes for memory in taken if memory.private_bytes is not None]
     proportional = [memory.proportional_bytes for memory in taken if memory.proportional_bytes is not None]
@@ -105,15 +118,20 @@ def measure_further(folder: Path, options: Options, result: Result) -> None:
 
 
 class Ended:
-    """Starts a worker, and looks at it and ends it when the clock does not run."""
+    """Starts a worker, and looks at it and ends it when the clock does not run.
 
-    def __init__(self, start: Callable[[], None], taken: list[Memory]) -> None:
-        self._start, self._taken = start, taken
+    With a `reserve`, one that was forked before the clock runs; no other is forked while it does.
+    """
+
+    def __init__(self, start: Callable[[], None], taken: list[Memory], reserve: int = 0) -> None:
+        self._start, self._taken, self._reserve = start, taken, reserve
 
     def timed(self, repeats: int) -> list[float]:
         found = []
         for _ in range(repeats):
+            isohub.warm(self._reserve, wait=True)
             sample = interleave({"": self._start}, rounds=1, warm_up=0)[""]
+            isohub.warm(0)
             worker = isohub.workers()[-1]
             self._taken.append(memory_of(worker.pid))
             worker.close()
@@ -121,31 +139,25 @@ class Ended:
         return found
 
 
-class Byte:
-    """What the bare fork runs: it crosses by value, since the forkserver cannot import this script."""
+class BareForkServer(ForkServer):
+    """A forkserver with the same memory, whose forks write a byte and end."""
 
-    def _bootstrap(self, parent_sentinel: object = None) -> int:  # noqa: ARG002 - multiprocess's signature
-        import os
+    def command(self, listener_fd: int, alive_fd: int) -> list[str]:
+        *python, program = super().command(listener_fd, alive_fd)
+        place = f"import sys; sys.path.append({os.fspath(Path(__file__).parent / 'drivers')!r}); "
+        return [*python, place + program.replace("isohub.supervisor.orphans", "bare_fork")]
 
-        from multiprocess import forkserver
-
-        os.write(forkserver._forkserver._inherited_fds[0], b"x")
-        return 0
-
-
-def bare_fork() -> None:
-    """Fork the forkserver that the workers come from, and wait for the first byte of the child."""
-    server = api._registry._forkserver
-    read, write = os.pipe()
-    status, to_child = server._connect([write])
-    os.close(write)
-    with os.fdopen(to_child, "wb") as pipe:
-        reduction.dump({"name": "bare"}, pipe)
-        reduction.dump(Byte(), pipe)
-    assert os.read(read, 1) == b"x"
-    os.close(read)
-    mp_forkserver.read_signed(status)
-    os.close(status)
+    def timed(self, repeats: int) -> list[float]:
+        found = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            process = self.begin()
+            assert process.channel.recv(1) == b"x"
+            found.append(time.perf_counter() - start)
+            process.arrive(time.monotonic() + 10)
+            process.exit_status(10)  # it would be ending while the next variant is timed
+            process.close()
+        return found
 
 
 def megabytes(nbytes: list[int]) -> float:

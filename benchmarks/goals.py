@@ -51,6 +51,7 @@ class Goal:
         return value <= self.limit if self.sense == "at most" else value >= self.limit
 
 
+_BEYOND = "beyond a bare Python, ms"
 _CALL = "call of 600 kB -> 4 kB"
 GOALS = (
     Goal(f"{_CALL}: overhead / floor of pipe and memcpy", "call", "600 kB in: overhead / floor", "at most", 2.0),
@@ -98,6 +99,17 @@ GOALS = (
         12,
         "MB",
     ),
+    Goal(
+        "a further worker from the reserve / a bare fork",
+        "start",
+        "further worker from the reserve / bare fork",
+        "at most",
+        1.5,
+    ),
+    Goal(
+        "`import isohub`, beyond a Python that does nothing", "start", f"import isohub: {_BEYOND}", "at most", 10, "ms"
+    ),
+    Goal("`isohub --help`, Python's own start included", "start", "isohub --help: all, ms", "at most", 150, "ms", True),
     Goal("load of 1000 MB / in process: time", "load", "load of 1000 MB: isohub / in process", "at most", 1.15),
     Goal(
         "load of 1000 MB / in process: memory of all processes at its peak",

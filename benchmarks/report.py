@@ -22,6 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 from goals import GOALS, Goal, Value
+from timeline import timeline
 
 __all__ = ["Results", "goals_table", "main", "page", "plot", "read", "readme"]
 
@@ -41,6 +42,8 @@ TITLES = {
     "drift": "A million calls",
     "torchscript": "As TorchScript",
 }
+# The programs of `trace_load.py`, drawn step by step.
+FIRST_LOADS = ("first_load", "first_load_warm")
 # The group of times that is drawn. Logarithmic, since rivals differ by factors of 100.
 PLOTTED = {"call": "600 kB in", "start": "a further worker"}
 
@@ -55,6 +58,28 @@ def read(folder: Path = RESULTS) -> Results:
         if "measures" in document and not document["quick"]:
             found[document["benchmark"], document["state"]] = document
     return found
+
+
+def read_first_load(folder: Path = RESULTS) -> dict[str, Any] | None:
+    """Return the steps of a first load, which `trace_load.py` keeps; None if it has not."""
+    path = folder / "first_load.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def first_load_text(document: dict[str, Any] | None) -> str:
+    """Return the generated part of docs/explanation/05-start.md."""
+    if document is None:
+        return f"{NOT_MEASURED.capitalize()}: `python benchmarks/trace_load.py --save`."
+    facts = document["machine"]
+    conditions = (
+        f"Of each the run of median length of {document['runs']}, commit {facts['commit']}, "
+        f"{facts['cpus']} x {facts['cpu']}, Linux {facts['kernel']}, Python {facts['python']}, torch {facts['torch']}, "
+        f"load average before {facts['load_average_before']}."
+    )
+    drawings = "\n\n".join(
+        f"![{program['title']}](../reference/benchmarks/{name}.svg)" for name, program in document["programs"].items()
+    )
+    return f"{drawings}\n\n{conditions}"
 
 
 def goals_table(results: Results, goals: Iterable[Goal] = GOALS, *, measured_only: bool = False) -> str:
@@ -215,9 +240,12 @@ def _time(us: float) -> str:
     return f"{us:.3g} us"
 
 
-def main(arguments: list[str], results: Results | None = None, folder: Path = PLOTS) -> int:
+def main(
+    arguments: list[str], results: Results | None = None, folder: Path = PLOTS, first_load: dict[str, Any] | None = None
+) -> int:
     """Print the goals, write the plots or check them; return the exit status."""
-    results = read() if results is None else results
+    if results is None:
+        results, first_load = read(), read_first_load()
     if arguments not in ([], ["--plots"], ["--check"]):
         print(__doc__)
         return 2
@@ -225,6 +253,10 @@ def main(arguments: list[str], results: Results | None = None, folder: Path = PL
         print(goals_table(results))
         return 0
     wanted = {folder / f"{name}.svg": plot(name, results) for name in PLOTTED}
+    programs = {} if first_load is None else first_load["programs"]
+    longest_s = max((program["total_s"] for program in programs.values()), default=0.0)
+    for name in FIRST_LOADS:
+        wanted[folder / f"{name}.svg"] = timeline(programs[name], longest_s) if name in programs else None
     if arguments == ["--check"]:
         stale = [path for path, text in wanted.items() if (path.read_text() if path.exists() else None) != text]
         for path in stale:

@@ -5,10 +5,12 @@ Importing this package imports nothing else, not even torch; a name is brought w
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+# Type checkers take it for true. `typing` itself would take ten times as long as all the rest.
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from isohub import errors
     from isohub.api import Repo, help, list, load, shutdown, workers
     from isohub.authoring import pretrained
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from isohub.model.saving import save
     from isohub.options import Isolation
     from isohub.refs import RepoRef
+    from isohub.reserve import warm
     from isohub.supervisor.deadlines import deadline
     from isohub.supervisor.worker import Worker
     from isohub.telemetry.metadata import set_metadata_hook
@@ -58,6 +61,7 @@ __all__ = [
     "set_dir",
     "set_metadata_hook",
     "shutdown",
+    "warm",
     "workers",
 ]
 
@@ -87,11 +91,14 @@ _HOMES = {
     "set_dir": "isohub.hub.directories",
     "set_metadata_hook": "isohub.telemetry.metadata",
     "shutdown": "isohub.api",
+    "warm": "isohub.reserve",
     "workers": "isohub.api",
 }
 
 
 def __getattr__(name: str) -> Any:
+    import importlib
+
     if name == "errors":
         return importlib.import_module("isohub.errors")
     if name == "__version__":
@@ -104,4 +111,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:  # type: ignore[valid-type]
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__} - {"TYPE_CHECKING"})

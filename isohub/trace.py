@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-__all__ = ["Step", "add_listener", "remove_listener", "step"]
+__all__ = ["Step", "add_listener", "remove_listener", "step", "tell"]
 
 VARIABLE = "ISOHUB_LOG"
 _OFF = ("", "0", "false", "no", "off")
@@ -31,12 +31,14 @@ class Step:
     Attributes:
         name: `layer.verb`, e.g. `"hub.resolve"`.
         fields: What it works on; for a log line and for listeners.
+        start_s: When it began, by `time.monotonic`.
         duration_s: Seconds that it took; 0.0 while it runs.
         state: `"started"`, `"complete"` or `"failed"`.
     """
 
     name: str
     fields: dict[str, object] = field(default_factory=dict)
+    start_s: float = 0.0
     duration_s: float = 0.0
     state: str = "started"
 
@@ -61,10 +63,9 @@ def remove_listener(listener: Callable[[Step], None]) -> None:
 @contextmanager
 def step(name: str, **fields: object) -> Iterator[Step]:
     """Run the body as one named step; `fields` say what it works on."""
-    this = Step(name, fields)
-    logger = logging.getLogger(f"isohub.{name.split('.', 1)[0]}")
+    this = Step(name, fields, time.monotonic())
+    logger = _logger(name)
     _tell(logger, this)
-    start = time.monotonic()
     try:
         yield this
     except BaseException:
@@ -73,8 +74,21 @@ def step(name: str, **fields: object) -> Iterator[Step]:
     else:
         this.state = "complete"
     finally:
-        this.duration_s = time.monotonic() - start
+        this.duration_s = time.monotonic() - this.start_s
         _tell(logger, this)
+
+
+def tell(name: str, start_s: float, duration_s: float, **fields: object) -> None:
+    """Tell of a step that is over, and that another process took, or the kernel."""
+    this = Step(name, fields, start_s)
+    logger = _logger(name)
+    _tell(logger, this)
+    this.state, this.duration_s = "complete", duration_s
+    _tell(logger, this)
+
+
+def _logger(name: str) -> logging.Logger:
+    return logging.getLogger(f"isohub.{name.split('.', 1)[0]}")
 
 
 def _tell(logger: logging.Logger, this: Step) -> None:

@@ -65,6 +65,9 @@ def _bisect(
     """
     args, kwargs = read_arguments(arg, kwarg)
     with running(traceback=traceback) as answer, progress_bar() as progress:
+        from isohub.supervisor import early
+
+        early.start()  # it imports torch while we do
         from isohub.comparison.bisect import bisect
         from isohub.comparison.files import read_inputs
 

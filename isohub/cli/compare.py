@@ -92,6 +92,9 @@ def _compare(
     """
     args, kwargs = read_arguments(arg, kwarg)
     with running(traceback=traceback) as answer, progress_bar() as progress:
+        from isohub.supervisor import early
+
+        early.start()  # it imports torch while we do
         from isohub.comparison.expression import Expression
         from isohub.comparison.files import read_inputs
         from isohub.comparison.run import CHECKS, compare

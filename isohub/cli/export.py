@@ -88,6 +88,9 @@ def _export(
     if chosen is _Format.EXPORT and not inputs:
         raise typer.BadParameter("An exported program needs one.", param_hint="--input")
     with running(traceback=traceback) as answer:
+        from isohub.supervisor import early
+
+        early.start()  # it imports torch while we do
         from isohub.api import Repo
         from isohub.model.artifacts import example
         from isohub.model.saving import save

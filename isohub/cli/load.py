@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json as json_files
 import threading
 from dataclasses import asdict
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -73,6 +75,15 @@ def _load(
     returns: Annotated[
         _Returns, typer.Option(help="What to take: what the entrypoint returns, or its state dict alone.")
     ] = _Returns.MODULE,
+    trace_to: Annotated[
+        Path | None,
+        typer.Option(
+            "--trace",
+            metavar="FILE",
+            show_default=False,
+            help="Write the steps, with their times, to a file that ui.perfetto.dev and chrome://tracing draw.",
+        ),
+    ] = None,
     json: Json = False,
     traceback: Traceback = False,
 ) -> None:
@@ -88,6 +99,9 @@ def _load(
     with running(traceback=traceback) as answer:
         with _Steps() as steps:
             with trace.step("cli.import"):
+                from isohub.supervisor import early
+
+                early.start()  # it imports torch while we do
                 from isohub.api import Repo, workers
                 from isohub.model.summary import summarize
                 from isohub.supervisor.memory import memory_of
@@ -109,13 +123,45 @@ def _load(
                     **asdict(summarize(result)),
                     "worker": {"pid": worker.pid, **asdict(memory)},
                 }
+        begun = min(step.start_s for _, step in steps)
         report["steps"] = [
-            {"name": step.name, "depth": depth, "duration_s": round(step.duration_s, 6)} for depth, step in steps
+            {
+                "name": step.name,
+                "depth": depth,
+                "start_s": round(step.start_s - begun, 6),
+                "duration_s": round(step.duration_s, 6),
+            }
+            for depth, step in steps
         ]
+        if trace_to is not None:
+            trace_to.write_text(json_files.dumps(_events(steps, begun)))
         if json:
             answer.json(report)
         else:
             answer.rich(f"{entry} of {worker.label}\n", _facts(report), "", _times(report))
+
+
+def _events(steps: list[tuple[int, trace.Step]], begun: float) -> dict[str, Any]:
+    """Return the steps in Chrome's trace event format; the forkserver and the worker in lines of their own."""
+    lines = {"supervisor.forkserver": (2, "forkserver"), "worker": (3, "worker")}
+    events: list[dict[str, Any]] = [
+        {"name": "thread_name", "ph": "M", "pid": 1, "tid": line, "args": {"name": name}}
+        for line, name in [(1, "program"), *lines.values()]
+    ]
+    for _, step in steps:
+        line, _ = lines.get(step.name) or lines.get(step.name.split(".", 1)[0]) or (1, "")
+        events.append(
+            {
+                "name": step.name,
+                "ph": "X",
+                "pid": 1,
+                "tid": line,
+                "ts": round((step.start_s - begun) * 1e6, 1),
+                "dur": round(step.duration_s * 1e6, 1),
+                "args": {key: str(value) for key, value in step.fields.items()},
+            }
+        )
+    return {"traceEvents": events, "displayTimeUnit": "ms"}
 
 
 def _facts(report: dict[str, Any]) -> Table:

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from isohub.cli import bisect, cache, compare, demo, doctor, export, inspect, load, lock, ps, repository, trust
+from isohub.cli.commands import Commands
 
 __all__ = ["app", "main"]
 
@@ -20,6 +20,7 @@ __all__ = ["app", "main"]
 # one is shown, is Python's own, with the worker's in it.
 app = typer.Typer(
     name="isohub",
+    cls=Commands,
     help="Load models from hub repositories, each ref in a worker process of its own.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -27,18 +28,6 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-repository.add_to(app)
-load.add_to(app)
-compare.add_to(app)
-bisect.add_to(app)
-export.add_to(app)
-inspect.add_to(app)
-lock.add_to(app)
-cache.add_to(app)
-trust.add_to(app)
-ps.add_to(app)
-doctor.add_to(app)
-demo.add_to(app)
 
 
 def _version(asked: bool) -> None:

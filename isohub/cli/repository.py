@@ -26,6 +26,9 @@ def _list(repo: Repository, *, source: Source = None, json: Json = False, traceb
     hubconf.py is imported in a worker process; what it prints goes to stderr.
     """
     with running(traceback=traceback) as answer:
+        from isohub.supervisor import early
+
+        early.start()  # it imports torch while we do
         from isohub.api import Repo
 
         with Repo(repo, source=source_of(repo, source), verbose=not json) as opened:
@@ -41,6 +44,9 @@ def _help(
 ) -> None:
     """Show the docstring of an entrypoint."""
     with running(traceback=traceback) as answer:
+        from isohub.supervisor import early
+
+        early.start()  # it imports torch while we do
         from isohub.api import Repo
 
         with Repo(repo, source=source_of(repo, source), verbose=not json) as opened:

@@ -6,12 +6,25 @@ import contextlib
 import os
 import selectors
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol
 
-from isohub.supervisor.logs import Output
+__all__ = ["Background", "Watched"]
 
-__all__ = ["Background"]
+
+class Watched(Protocol):
+    """What the thread reads.
+
+    Attributes:
+        fd: What there is to read.
+    """
+
+    fd: int
+
+    def drain(self) -> bool:
+        """Take what is there; return False once there will be no more."""
 
 
 class Background:
@@ -22,10 +35,10 @@ class Background:
         self._thread: threading.Thread | None = None
         self._selector = selectors.DefaultSelector()
         self._wake_r = self._wake_w = -1
-        self._tasks: deque[Callable[[], None]] = deque()
+        self._tasks: deque[tuple[float, Callable[[], None]]] = deque()
         self._stopping = False
 
-    def watch(self, *outputs: Output) -> None:
+    def watch(self, *outputs: Watched) -> None:
         """Read these outputs from now on."""
         with self._lock:
             if self._thread is None:
@@ -34,19 +47,23 @@ class Background:
                 self._selector.register(output.fd, selectors.EVENT_READ, output)
         self._wake()
 
-    def forget(self, *outputs: Output) -> None:
+    def forget(self, *outputs: Watched) -> None:
         """Read these outputs no more; their descriptors may be closed then."""
         with self._lock:
             for output in outputs:
                 with contextlib.suppress(KeyError, ValueError):
                     self._selector.unregister(output.fd)
 
-    def soon(self, task: Callable[[], None]) -> None:
+    def soon(self, task: Callable[[], None], after_s: float = 0.0) -> None:
         """Run `task`, which must not wait, in the thread.
 
         May be called inside the garbage collector: it takes no lock.
+
+        Args:
+            task: What to run; nobody does if the thread is stopped before.
+            after_s: Not earlier than so many seconds from now.
         """
-        self._tasks.append(task)
+        self._tasks.append((time.monotonic() + after_s, task))
         self._wake()
 
     def stop(self) -> None:
@@ -86,8 +103,10 @@ class Background:
 
     def _run(self) -> None:
         selector, wake_r = self._selector, self._wake_r
+        later: list[tuple[float, Callable[[], None]]] = []
         while not self._stopping:
-            for key, _ in selector.select():
+            timeout_s = max(min(due for due, _ in later) - time.monotonic(), 0.0) if later else None
+            for key, _ in selector.select(timeout_s):
                 if key.data is None:
                     with contextlib.suppress(BlockingIOError):
                         os.read(wake_r, 4096)
@@ -97,4 +116,8 @@ class Background:
                         if now is not None and now.data is key.data:  # not another's of the same number
                             selector.unregister(key.fd)
             while self._tasks:
-                self._tasks.popleft()()
+                later.append(self._tasks.popleft())
+            until = time.monotonic()
+            ready, later = [task for due, task in later if due <= until], [one for one in later if one[0] > until]
+            for task in ready:
+                task()

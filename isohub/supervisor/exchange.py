@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from isohub.errors import LocalProtocolError, RemoteProtocolError
 from isohub.shm.channel import DeadlineError, PeerGoneError
-from isohub.supervisor import endings
+from isohub.supervisor import endings, parts
 from isohub.supervisor.deadlines import Deadline, nearest, until
 from isohub.supervisor.raised import exception
 from isohub.wire.lifecycle import Event, State, after
@@ -45,6 +45,7 @@ class Exchange:
         self._deadline = None if due is None else due.at
         self._said: tuple[bytes, list[int]] = b"", []
         self._answered = Event.ANSWER  # what the answer will be to the state of the worker
+        self._begun = 0.0
         self._answer: Returned | Raised = Returned()
         self._value: Any = None
 
@@ -74,6 +75,7 @@ class Exchange:
     def send(self, *, muted: bool = False) -> None:
         """Send the request; from now on whatever goes wrong ends the worker, see `guarded`."""
         worker, connection = self._worker, self._worker._connected()
+        self._begun = time.monotonic()
         worker._state = after(worker._state, Event.REQUEST)
         connection.mute(muted)
         connection.send(*self._said, self._deadline)
@@ -83,6 +85,8 @@ class Exchange:
         """Wait for the answer and take in what it says."""
         worker = self._worker
         answer = worker._connected().answer(worker.border, self._deadline, self._call_back)
+        if self._verb == "build" and isinstance(answer, Returned):
+            parts.tell(answer.took, self._begun)
         worker._generator.answered(answer.rng)
         worker._state = after(worker._state, self._answered)
         if isinstance(answer, Returned):

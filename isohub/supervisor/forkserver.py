@@ -91,7 +91,8 @@ def command(server: str, listener_fd: int, alive_fd: int) -> list[str]:
         alive_fd: A pipe that it inherits and that ends when this process ends.
     """
     program = (
-        "import sys; "
+        # What is imported stays: a collector that looks through all of it on the way takes a tenth of the time.
+        "import gc, sys; gc.disable(); "
         # With `-c` the current folder comes first; a user's own modules are none of a worker's business.
         "sys.path[:] = [p for p in sys.path if p]; "
         f"sys.path += [p for p in {_needed_paths()!r} if p not in sys.path]; "

@@ -4,24 +4,21 @@
 
     this process ──exec──> forkserver (torch imported, one thread) ──fork──> worker ──fork──> worker ...
          │  alive pipe ──────────┘                                             │
-         └── socket pair, stdout and stderr pipes, status pipe ────────────────┘
+         └── socket pair, stdout and stderr pipes ─────────────────────────────┘
 
 The forkserver ends when the alive pipe does, that is with this process however it ends. It takes along all
 that workers have started (see `orphans`), and the kernel kills each worker with the forkserver. So `kill -9` of
 this process leaves nothing. `kill -9` of the forkserver leaves what workers have started.
 
-`multiprocess` brings the server loop, the passing of descriptors and the exit status. Three things differ
-from its stock forkserver: it is started with an environment of its own and without a resource tracker
-process, a worker is told nothing of `__main__`, so that a script needs no `__main__` guard, and no process
-that a worker starts outlives it.
+`multiprocess` brings the server loop, the passing of descriptors and the exit status, which comes by a status pipe
+of each worker's. Three things differ from its stock forkserver: it is started with an environment of its own and
+without a resource tracker process, a worker is told nothing but what it serves on (nothing is pickled, and nothing
+of `__main__` crosses, so that a script needs no `__main__` guard), and no process that a worker starts outlives it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import importlib
-import io
 import os
 import select
 import signal
@@ -30,118 +27,69 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from multiprocess import forkserver as mp_forkserver
-from multiprocess import popen_forkserver
-from multiprocess.connection import wait as multiprocess_wait
 from multiprocess.context import reduction
 
+from isohub import trace
 from isohub.errors import WorkerStartError
 from isohub.supervisor import forkserver
-from isohub.supervisor.orphans import adopt_orphans
 
 __all__ = ["ForkServer", "Process"]
-
-_PR_SET_PDEATHSIG = 1
-LOST = 1 << 16  # no exit status: nobody was left to tell it
-
-
-class _Program:
-    """What a forked child runs; `multiprocess` calls `_bootstrap` and exits with what it returns."""
-
-    def __init__(self, forkserver_pid: int) -> None:
-        self._forkserver_pid = forkserver_pid
-
-    def _bootstrap(self, parent_sentinel: object = None) -> int:  # noqa: ARG002 - multiprocess's signature
-        # Bound to the thread that forked us, which is the forkserver's only one.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        adopt_orphans()  # or a helper that the repository starts as a daemon would end at once
-        if os.getppid() != self._forkserver_pid:
-            return 0  # the forkserver died before the line above
-        channel, out, err = mp_forkserver._forkserver._inherited_fds
-        os.dup2(out, 1)
-        os.dup2(err, 2)
-        os.close(out)
-        os.close(err)
-        # `multiprocess` in the repository's own code starts a tracker of its own if it needs one.
-        mp_forkserver.resource_tracker._resource_tracker._fd = None
-        # By name: nobody imports the worker program.
-        return importlib.import_module("isohub.worker.__main__").main(channel)  # type: ignore[no-any-return]
-
-
-class _Popen(popen_forkserver.Popen):  # type: ignore[misc]
-    """`multiprocess`'s handle on a forked child, on a forkserver of our own."""
-
-    returncode: int | None
-
-    def __init__(self, server: ForkServer, program: _Program, fds: list[int], name: str, deadline: float) -> None:
-        self._server, self._worker_fds, self._name, self._deadline = server, fds, name, deadline
-        super().__init__(program)
-
-    def _launch(self, program: _Program) -> None:
-        data = io.BytesIO()
-        reduction.dump({"name": self._name, "sys_argv": [self._name]}, data)
-        reduction.dump(program, data)
-        self.sentinel, self._to_child = self._server._connect(self._worker_fds)
-        try:
-            os.write(self._to_child, data.getbuffer())  # a few hundred bytes, which fit any pipe
-            poll = select.poll()
-            poll.register(self.sentinel, select.POLLIN)
-            if not poll.poll(max(self._deadline - time.monotonic(), 0.0) * 1e3):
-                raise TimeoutError("no answer in time; it may still be importing torch, or be stopped")
-            self.pid = mp_forkserver.read_signed(self.sentinel)
-        except BaseException:
-            self.close_fds()
-            raise
-
-    def close_fds(self) -> None:
-        """Close our ends of its pipes. The child sees in one of them when we end, so they stay open till then."""
-        for fd in (self.sentinel, self._to_child):
-            if fd >= 0:
-                os.close(fd)
-        self.sentinel = self._to_child = -1
-
-    def poll(self, flag: int = os.WNOHANG) -> int | None:
-        """Return the exit status if it is known; `LOST` when the forkserver ended before it told."""
-        if self.returncode is None:
-            timeout_s = 0.0 if flag == os.WNOHANG else None
-            if multiprocess_wait([self.sentinel], timeout_s):
-                try:
-                    self.returncode = mp_forkserver.read_signed(self.sentinel)
-                except EOFError:
-                    self.returncode = LOST
-        return self.returncode
 
 
 @dataclass
 class Process:
-    """A worker process just launched. Its owner closes the descriptors: `channel`, `out`, `err`, `pidfd`.
+    """A worker process that was asked for, or is there. Its owner closes it.
 
     Attributes:
-        pid: Its process id.
-        pidfd: A descriptor for the process, which no later process of the same number can be mistaken
-            for; readable once it has ended.
         channel: Our end of the socket pair.
         out: Read end of its stdout.
         err: Read end of its stderr.
+        status: Read end of the pipe by which the forkserver tells its id, and then how it ended.
+        pid: Its process id; 0 until `arrive`.
+        pidfd: A descriptor for the process, which no later process of the same number can be mistaken
+            for; readable once it has ended. -1 until `arrive`.
+        on_arrival: What to call then.
     """
 
-    pid: int
-    pidfd: int
     channel: socket.socket
     out: int
     err: int
-    _popen: _Popen
+    status: int
+    pid: int = 0
+    pidfd: int = -1
+    on_arrival: Callable[[], None] = lambda: None
+    _exit_code: int | None = None
+    _lost: bool = False  # nobody is left who could tell how it ended
     _closing: threading.Lock = field(default_factory=threading.Lock)
+
+    def arrive(self, deadline: float) -> None:
+        """Wait until it is there; its own program may only be beginning.
+
+        Args:
+            deadline: By `time.monotonic`.
+
+        Raises:
+            OSError: It does not come in time, or has ended already.
+            EOFError: The forkserver has ended.
+        """
+        if self.pid:
+            return
+        if not _readable(self.status, max(deadline - time.monotonic(), 0.0)):
+            raise TimeoutError("no answer in time; it may still be importing torch, or be stopped")
+        pid = mp_forkserver.read_signed(self.status)
+        self.pidfd = os.pidfd_open(pid)
+        self.pid = pid
+        self.on_arrival()
 
     @property
     def ended(self) -> bool:
         """Whether the process has ended, whoever knows how."""
-        poll = select.poll()  # select() takes no descriptor above 1023
-        poll.register(self.pidfd, select.POLLIN)
-        return bool(poll.poll(0))
+        return _readable(self.pidfd, 0.0)
 
     def exit_status(self, timeout_s: float) -> int | None:
         """Return its exit code, or the negative number of the signal that ended it.
@@ -152,16 +100,12 @@ class Process:
         Returns:
             None when it has not ended, or when the forkserver ended with it and nobody knows.
         """
-        deadline = time.monotonic() + timeout_s
-        poll = select.poll()
-        poll.register(self._popen.sentinel, select.POLLIN)
-        while self._popen.poll() is None:
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                return None
-            poll.poll(left_s * 1e3 + 1)
-        status = self._popen.returncode
-        return None if status == LOST else status
+        if self._exit_code is None and not self._lost and _readable(self.status, timeout_s):
+            try:
+                self._exit_code = mp_forkserver.read_signed(self.status)
+            except EOFError:
+                self._lost = True
+        return self._exit_code
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal, from any thread; does nothing if the process has ended."""
@@ -171,14 +115,13 @@ class Process:
                     signal.pidfd_send_signal(self.pidfd, number)
 
     def close(self) -> None:
-        """Close every descriptor of ours. May be called again."""
+        """Close every descriptor of ours, by which a worker that is left ends. May be called again."""
         with self._closing:
-            for fd in (self.pidfd, self.out, self.err):
+            for fd in (self.pidfd, self.out, self.err, self.status):
                 if fd >= 0:
                     os.close(fd)
-            self.pidfd = self.out = self.err = -1
+            self.pidfd = self.out = self.err = self.status = -1
         self.channel.close()
-        self._popen.close_fds()
 
 
 class ForkServer:
@@ -192,6 +135,7 @@ class ForkServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._alive_fd = -1
         self._address_fd = -1
+        self._started = 0.0  # when, by `time.monotonic`; 0.0 once it was told how long it took
 
     @property
     def pid(self) -> int | None:
@@ -209,38 +153,40 @@ class ForkServer:
             assert self._process is not None
             return self._process.pid
 
-    def launch(self, name: str, deadline: float) -> Process:
-        """Fork a worker.
-
-        Args:
-            name: What the process is called.
-            deadline: By `time.monotonic`.
+    def begin(self) -> Process:
+        """Ask for a worker, and do not wait for it: `Process.arrive` does.
 
         Raises:
-            WorkerStartError: The forkserver does not come up in time, or dies.
+            WorkerStartError: The forkserver cannot be asked.
         """
-        pid = self.ensure_running()
+        self.ensure_running()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        out_r, out_w = os.pipe()
-        err_r, err_w = os.pipe()
+        (out, out_w), (err, err_w), (status, status_w) = os.pipe(), os.pipe(), os.pipe()
+        process = Process(ours, out, err, status, on_arrival=self._is_up)
         try:
-            popen = _Popen(self, _Program(pid), [theirs.fileno(), out_w, err_w], name, deadline)
-            pidfd = os.pidfd_open(popen.pid)
-        except (OSError, EOFError) as error:
-            ours.close()
-            os.close(out_r)
-            os.close(err_r)
-            raise WorkerStartError(
-                f"the forkserver (pid {pid}) that workers come from does not answer ({type(error).__name__}: {error}). "
-                "What it printed to stderr says why; most often torch cannot be imported by "
-                f"{forkserver.command('', 0, 0)[0]} outside of this program",
-                worker=name,
-            ) from error
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(f"/proc/self/fd/{self._address_fd}")
+                reduction.sendfds(client, [theirs.fileno(), status_w, out_w, err_w])
+        except OSError as error:
+            process.close()
+            raise self.silent(error) from error
         finally:
             theirs.close()
-            os.close(out_w)
-            os.close(err_w)
-        return Process(popen.pid, pidfd, ours, out_r, err_r, popen)
+            for fd in (out_w, err_w, status_w):
+                os.close(fd)
+        return process
+
+    def silent(self, error: Exception) -> WorkerStartError:
+        """Return what to raise when no worker comes from here, for that reason."""
+        return WorkerStartError(
+            f"the forkserver (pid {self.pid}) that workers come from does not answer ({type(error).__name__}: {error})."
+            " What it printed to stderr says why; most often torch cannot be imported by "
+            f"{forkserver.command('', 0, 0)[0]} outside of this program"
+        )
+
+    def command(self, listener_fd: int, alive_fd: int) -> list[str]:
+        """Return its command line; see `forkserver.command`."""
+        return forkserver.command("isohub.supervisor.orphans", listener_fd, alive_fd)
 
     def kill(self) -> None:
         """Kill the process and every worker with it."""
@@ -264,12 +210,21 @@ class ForkServer:
         self._lock = threading.Lock()
         self._process, self._alive_fd, self._address_fd = None, -1, -1
 
+    def _is_up(self) -> None:
+        """Tell how long it took from its start to its first fork."""
+        with self._lock:
+            started, self._started = self._started, 0.0
+        if started:
+            trace.tell("supervisor.forkserver", started, time.monotonic() - started)
+
     def _close(self) -> None:
         if self._alive_fd >= 0:
             os.close(self._alive_fd)  # the server sees it and ends
             os.close(self._address_fd)
             self._alive_fd = self._address_fd = -1
         if self._process is not None:
+            if self._started:
+                self._process.kill()  # nothing came from it yet, and it would import torch to the end first
             try:
                 self._process.wait(5)
             except subprocess.TimeoutExpired:  # still importing torch, say
@@ -281,9 +236,10 @@ class ForkServer:
         with socket.socket(socket.AF_UNIX) as listener:
             self._address_fd = _listen(listener)
             alive_r, self._alive_fd = os.pipe()
+            self._started = time.monotonic()
             try:
                 self._process = subprocess.Popen(
-                    forkserver.command("isohub.supervisor.orphans", listener.fileno(), alive_r),
+                    self.command(listener.fileno(), alive_r),
                     env=forkserver.forkserver_environment(),
                     pass_fds=(listener.fileno(), alive_r),
                     stdin=subprocess.DEVNULL,
@@ -295,25 +251,11 @@ class ForkServer:
             finally:
                 os.close(alive_r)
 
-    def _connect(self, fds: list[int]) -> tuple[int, int]:
-        """Ask for a fork; return the pipe with its pid and status, and the pipe for what it is to run."""
-        with socket.socket(socket.AF_UNIX) as client:
-            client.connect(f"/proc/self/fd/{self._address_fd}")
-            status_r, status_w = os.pipe()
-            data_r, data_w = os.pipe()
-            # The stock server expects an alive pipe and a resource tracker for the child to hold; ours
-            # is to hold neither, or it would keep the forkserver alive after this process.
-            nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-            try:
-                reduction.sendfds(client, [data_r, status_w, nothing, nothing, *fds])
-            except BaseException:
-                os.close(status_r)
-                os.close(data_w)
-                raise
-            finally:
-                for fd in (data_r, status_w, nothing):
-                    os.close(fd)
-        return status_r, data_w
+
+def _readable(fd: int, timeout_s: float) -> bool:
+    poll = select.poll()  # select() takes no descriptor above 1023
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(timeout_s * 1e3 + 1 if timeout_s else 0))
 
 
 def _listen(listener: socket.socket) -> int:

@@ -1,4 +1,4 @@
-"""The program that a forkserver runs: `multiprocess`'s loop, and an end for what workers leave behind.
+"""The program that a forkserver runs: a loop of `multiprocess`, what a fork does first, and an end for what is left.
 
 ::
 
@@ -16,18 +16,24 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import os
 import select
 import signal
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from multiprocess import forkserver
 
 __all__ = ["adopt_orphans", "main"]
 
+_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+# Loaded once, before the fork.
+_libc = ctypes.CDLL(None)
 # One round takes a millisecond; there is another for each generation. Nobody gets a worker meanwhile.
 _ENDING_S = 1.0
 _ENDING_ALL_S = 3.0
@@ -38,6 +44,12 @@ def main(listener_fd: int, alive_fd: int, preload: list[str]) -> None:
     adopt_orphans()
     warnings.filterwarnings("ignore", "forkserver: waitpid returned unexpected pid")
     workers = _Workers()
+    this = os.getpid()
+
+    def serve_one(channel: int, fds: list[int], unused: list[int], handlers: Mapping[int, Any]) -> int:
+        return _serve_one(this, channel, fds, unused, handlers)
+
+    forkserver._serve_one = serve_one
     # What it writes to a worker's status pipe says when there is one more and when there is one less.
     forkserver.write_signed = workers.tell
     try:
@@ -48,7 +60,36 @@ def main(listener_fd: int, alive_fd: int, preload: list[str]) -> None:
 
 def adopt_orphans() -> None:
     """Have the orphans among this process's descendants become its children."""
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _serve_one(
+    forkserver_pid: int, channel: int, fds: list[int], unused: list[int], handlers: Mapping[int, Any]
+) -> int:
+    """Be the worker that serves on `channel`; return its exit code. What `multiprocess` calls in each fork.
+
+    Args:
+        forkserver_pid: Whose fork this is.
+        channel: One end of a socket pair.
+        fds: Its stdout and its stderr.
+        unused: Descriptors of the forkserver's.
+        handlers: What signals did before the forkserver looked after them.
+    """
+    # Bound to the thread that forked us, which is the forkserver's only one.
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    adopt_orphans()  # or a helper that the repository starts as a daemon would end at once
+    if os.getppid() != forkserver_pid:
+        return 0  # the forkserver died before the line above
+    signal.set_wakeup_fd(-1)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    out, err = fds
+    os.dup2(out, 1)
+    os.dup2(err, 2)
+    for fd in (*unused, out, err):
+        os.close(fd)
+    # By name: nobody imports the worker program.
+    return importlib.import_module("isohub.worker.__main__").main(channel)  # type: ignore[no-any-return]
 
 
 class _Workers:

@@ -22,6 +22,7 @@ _TITLE = re.compile(
     r"(?: calls=(?P<calls>\d+) handles=(?P<handles>\d+) last=(?P<last>\d+))?",
     re.DOTALL | re.ASCII,
 )
+_UNNAMED = "isohub.supervisor.orphans"
 _COMMIT = re.compile(r"@([0-9a-f]{7})$", re.ASCII)
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _MOST_CHARACTERS = 200
@@ -40,7 +41,8 @@ class WorkerProcess:
         program: What that program was started as.
         label: The repository as people know it, `owner/name:ref@1a2b3c4`; empty if its title tells none.
         commit: The first 7 digits of the commit; None for a working tree.
-        state: `"idle"` or `"busy"` by its own word; `"unknown"` if its title does not say.
+        state: `"idle"` or `"busy"` by its own word; `"ready"` when it was given no repository yet, so that it still
+            has the forkserver's command line; `"unknown"` if its title does not say.
         calls: How many requests it has answered.
         handles: How many of its objects the program holds.
         uptime_s: Seconds since it was started.
@@ -78,7 +80,8 @@ def _worker(proc: Path, pid: int) -> WorkerProcess | None:
             return None
         program_pid = int(_stat(proc, server_pid)[_PPID]) if server_pid > 1 else 0
         program = _clean(_command(proc, program_pid)) if program_pid > 1 else ""
-        title = _TITLE.fullmatch(_command(proc, pid))
+        command = _command(proc, pid)
+        title = _TITLE.fullmatch(command)
         since_boot_s = float((proc / "uptime").read_text().split()[0])
     except (OSError, ValueError, IndexError):  # it has ended just now, or is somebody else's
         return None
@@ -91,7 +94,7 @@ def _worker(proc: Path, pid: int) -> WorkerProcess | None:
         program=program,
         label=label,
         commit=commit[1] if commit else None,
-        state=title["state"][:_MOST_DIGITS] if title else "unknown",
+        state=title["state"][:_MOST_DIGITS] if title else "ready" if _UNNAMED in command else "unknown",
         calls=_number(title["calls"]) if title else 0,
         handles=_number(title["handles"]) if title else 0,
         uptime_s=max(since_boot_s - int(stat[_STARTED]) / os.sysconf("SC_CLK_TCK"), 0.0),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -15,10 +16,10 @@ from isohub.hub.checkout import Checkout
 from isohub.hub.leases import Lease
 from isohub.hub.services import Services
 from isohub.options import Isolation
-from isohub.supervisor import forkserver
+from isohub.supervisor import early, forkserver
 from isohub.supervisor.arguments import pickle_function
 from isohub.supervisor.background import Background
-from isohub.supervisor.launch import ForkServer
+from isohub.supervisor.idle import IdleWorkers, count_asked_for
 from isohub.supervisor.lending import CommonInputs
 from isohub.supervisor.proxies import Proxies
 from isohub.supervisor.restart import Restart
@@ -58,9 +59,10 @@ class Registry:
         self._lock = threading.RLock()
         self._slots: dict[object, _Slot] = {}
         self._workers: list[Worker] = []
-        self._forkserver = ForkServer()
+        self._forkserver = early.take()
         self._background = Background()
         self._common = CommonInputs()
+        self._idle = IdleWorkers(self._forkserver, self._background)
         self._at_exit = False
 
     def __repr__(self) -> str:
@@ -72,9 +74,33 @@ class Registry:
         return self._forkserver.pid
 
     def warm_up(self) -> None:
-        """Start the forkserver, if it is not running, without waiting for it."""
+        """Start the forkserver, if it is not running, without waiting for it; and idle workers, if they are asked for.
+
+        Raises:
+            ValueError: `ISOHUB_IDLE_WORKERS` is no number of workers.
+        """
+        if self._forkserver.pid is None:  # the first time, or the first after its end
+            self.keep_idle(max(self._idle.wanted, count_asked_for()))
         self._register_exit()
         self._forkserver.ensure_running()
+
+    def keep_idle(self, count: int) -> None:
+        """Have so many workers in reserve from now on, beside those in use.
+
+        Raises:
+            WorkerStartError: The forkserver cannot be asked for them.
+        """
+        self._register_exit()
+        self._forkserver.ensure_running()
+        self._idle.keep(count)
+
+    def wait_for_idle(self, timeout_s: float) -> None:
+        """Wait until those in reserve can be given a repository at once.
+
+        Raises:
+            WorkerStartError: They do not come in time.
+        """
+        self._idle.wait(time.monotonic() + timeout_s)
 
     def workers(self) -> list[Worker]:
         """Return the live workers, oldest first."""
@@ -139,6 +165,7 @@ class Registry:
         with self._lock:
             self._slots.clear()
             self._workers.clear()
+        self._idle.close()
         self._background.stop()
         self._forkserver.close()
 
@@ -189,15 +216,16 @@ class Registry:
                 worker.border.proxies = self._make_proxies(worker, checkout)
                 with self._lock:
                     self._workers.append(worker)
-                worker.start(self._forkserver, prepare)
+                worker.start(self._idle, prepare)
                 if isolation.restart == "on-crash":
                     worker.restart = Restart(
-                        self._forkserver, prepare, checkout, lambda: self._make_proxies(worker, checkout)
+                        self._idle, prepare, checkout, lambda: self._make_proxies(worker, checkout)
                     )
             except BaseException:
                 lease.close()
                 raise
             step.fields["pid"] = worker.pid
+        self._idle.refill_soon()
         return worker
 
     def _register_exit(self) -> None:
@@ -209,6 +237,7 @@ class Registry:
     def _forked(self) -> None:
         for worker in self._workers:
             worker.forget()
+        self._idle.forget()
         self._forkserver.forget()
         self._background.abandon()
         self._common.forget()

@@ -17,7 +17,7 @@ from isohub.hub import tree
 from isohub.hub.checkout import Checkout
 from isohub.supervisor import state
 from isohub.supervisor.callbacks import Callbacks
-from isohub.supervisor.launch import ForkServer
+from isohub.supervisor.idle import IdleWorkers
 from isohub.supervisor.proxies import Proxies
 from isohub.wire.lifecycle import Event, State, after
 from isohub.wire.messages import Prepare, TorchState, Verb
@@ -39,16 +39,16 @@ class Restart:
     """What is needed to start one worker again.
 
     Args:
-        forkserver: Where its processes come from.
+        idle: Where its processes come from.
         prepare: What each is told first.
         checkout: The files.
         make_proxies: Makes what stands for the objects of a new process.
     """
 
     def __init__(
-        self, forkserver: ForkServer, prepare: Prepare, checkout: Checkout, make_proxies: Callable[[], Proxies]
+        self, idle: IdleWorkers, prepare: Prepare, checkout: Checkout, make_proxies: Callable[[], Proxies]
     ) -> None:
-        self._forkserver = forkserver
+        self._idle = idle
         self._prepare = prepare
         self._checkout = checkout
         self._make_proxies = make_proxies
@@ -127,5 +127,5 @@ class Restart:
             worker.started_at = time.time()  # noqa: TID251 - a date to show, not a duration
             worker.border = worker.new_border()
             worker.border.proxies = self._make_proxies()
-            worker.start(self._forkserver, self._prepare)
+            worker.start(self._idle, self._prepare)
             step.fields["pid"] = worker.pid

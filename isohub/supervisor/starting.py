@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from isohub import trace
 from isohub.errors import BrokenWorkerError, WorkerStartError, WorkerTimeoutError
 from isohub.supervisor import endings
 from isohub.supervisor.connection import Connection
@@ -14,19 +15,19 @@ from isohub.wire.lifecycle import Event, after
 from isohub.wire.messages import Raised
 
 if TYPE_CHECKING:
-    from isohub.supervisor.launch import ForkServer
+    from isohub.supervisor.idle import IdleWorkers
     from isohub.supervisor.worker import Worker
     from isohub.wire.messages import Prepare
 
 __all__ = ["start"]
 
 
-def start(worker: Worker, forkserver: ForkServer, prepare: Prepare) -> None:
+def start(worker: Worker, idle: IdleWorkers, prepare: Prepare) -> None:
     """Launch the process of a worker and prepare it.
 
     Args:
         worker: One that has no process, or none any more.
-        forkserver: Where the process comes from.
+        idle: Where the process comes from.
         prepare: What it is told first.
 
     Raises:
@@ -39,7 +40,8 @@ def start(worker: Worker, forkserver: ForkServer, prepare: Prepare) -> None:
         held, due = nearest(None), nearest(worker.isolation.start_timeout_s)
         assert due is not None
         try:
-            process = forkserver.launch(f"isohub-worker {worker.label}", due.at)
+            with trace.step("supervisor.fork"):
+                process = idle.launch(due.at)
         except BaseException as error:
             worker._state = after(worker._state, Event.DEATH)
             worker._end = endings.unready(worker.label, error)
@@ -51,7 +53,7 @@ def start(worker: Worker, forkserver: ForkServer, prepare: Prepare) -> None:
         worker.pid = process.pid
         worker._connection = connection = Connection(process, worker._background, worker._services)
         try:
-            with guarded(worker, due):
+            with guarded(worker, due), trace.step("supervisor.prepare"):
                 answer = connection.prepare(prepare, worker.border, due.at)
         except (BrokenWorkerError, WorkerTimeoutError) as error:
             if due is held and isinstance(error, WorkerTimeoutError):

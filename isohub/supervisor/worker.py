@@ -35,7 +35,7 @@ from isohub.supervisor.callbacks import Callbacks
 from isohub.supervisor.connection import Connection
 from isohub.supervisor.deadlines import Deadline, nearest
 from isohub.supervisor.exchange import Exchange
-from isohub.supervisor.launch import ForkServer
+from isohub.supervisor.idle import IdleWorkers
 from isohub.supervisor.lending import CommonInputs
 from isohub.supervisor.post_mortem import STATUS_S, find_cause
 from isohub.supervisor.releases import Releases
@@ -132,9 +132,9 @@ class Worker:
         """Return what it is, does and takes at this moment."""
         return status_of(self)
 
-    def start(self, forkserver: ForkServer, prepare: Prepare) -> None:
+    def start(self, idle: IdleWorkers, prepare: Prepare) -> None:
         """Launch the process and prepare it; see `starting.start`."""
-        start(self, forkserver, prepare)
+        start(self, idle, prepare)
 
     def request(
         self,

@@ -320,12 +320,14 @@ class Returned(Struct, tag=True, frozen=True, kw_only=True, omit_defaults=True):
         rng: State of the worker's default generator, if the request moved it.
         freed: (segment, offset) of blocks of the parent's that the worker holds no more.
         dropped: Segments of which the worker holds nothing more.
+        took: Of a build: its parts, one after the other up to the answer, and the seconds that each took.
     """
 
     payload: Payload = Payload()
     rng: bytes | None = None
     freed: list[tuple[int, int]] = []
     dropped: list[int] = []
+    took: list[tuple[Literal["hubconf", "entrypoint", "export"], float]] = []
 
 
 class Callback(Struct, tag=True, frozen=True, kw_only=True, omit_defaults=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +33,7 @@ class Executor:
         self._callbacks = callbacks
         self._savers = Savers()
         self._savers.take_over()
+        self.took: list[tuple[Any, float]] = []  # by the parts of the last build; see `wire.messages.Returned`
 
     def execute(self, request: Request) -> Payload:
         """Do what the request says and return its result.
@@ -65,18 +67,24 @@ class Executor:
         return self._border.pack(self._hubconf.find(request.name).__doc__)
 
     def _build(self, request: Request) -> Payload:
+        begun = time.monotonic()
         entry = self._hubconf.find(request.name)
+        found = time.monotonic()
         args, kwargs = self._border.unpack(request.payload)
         example: Any = None
         if request.returns in ("torchscript", "export"):
             args, kwargs, example = args
         with self._savers.building(request.metadata):
             result = entry(*args, **kwargs)
+        made = time.monotonic()
         if request.returns == "state_dict":
             result = _state_dict(result, request.name)
         if request.returns in ("torchscript", "export"):
             result = artifacts.take_apart(request.returns, result, example, request.name, self._border.move)
-        return self._border.pack(result, moving=True)
+        payload = self._border.pack(result, moving=True)
+        done = time.monotonic()
+        self.took = [("hubconf", found - begun), ("entrypoint", made - found), ("export", done - made)]
+        return payload
 
     def _method(self, request: Request) -> Payload:
         target = self._target(request)

@@ -96,7 +96,7 @@ class _Server:
             nested: Whether another request waits for the parent, which asks this one first.
         """
         answer: Returned | Raised
-        payload = Payload()
+        payload, took = Payload(), []
         try:
             if isinstance(request, Prepare):
                 downloads.take_over(self._line.need_files)
@@ -108,7 +108,9 @@ class _Server:
                 self._callbacks.accept(request, descriptors)
                 with self._modes.of(request.state, nested=nested):
                     payload = self._executor.execute(request)
-            answer = Returned(payload=payload, rng=self._modes.moved(), **self._border.news())
+                if request.verb == "build":
+                    took = self._executor.took
+            answer = Returned(payload=payload, rng=self._modes.moved(), took=took, **self._border.news())
             data = codec.encode(answer)
             pack_header(len(data), 0)  # raises here if it is too long, so that the error can be told
         except BaseException as error:  # noqa: BLE001 - SystemExit too: nothing ends the worker

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import time
 from pathlib import Path
 
-__all__ = ["FORKSERVER", "WORKER", "Title", "name_process"]
+__all__ = ["FORKSERVER", "WORKER", "Title", "command_line", "name_process"]
 
 # The kernel takes 15 bytes.
 FORKSERVER, WORKER = "isohub-forkserv", "isohub-worker"
@@ -38,7 +39,7 @@ class Title:
     """The title of this process. Where its memory cannot be found or is too small, nothing is shown."""
 
     def __init__(self) -> None:
-        self._area = _command_line()
+        self._area = command_line()
         self._tail = 0
         self._calls = 0
 
@@ -71,7 +72,9 @@ class Title:
             self._area[self._tail : self._tail + _TAIL_BYTES - 3] = text.ljust(_TAIL_BYTES - 3, b"\0")
 
 
-def _command_line() -> memoryview | None:
+@functools.cache
+def command_line() -> memoryview | None:
+    """Return the memory of the command line, found once: a fork has it in the same place."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
         start, end = int(fields[_ARG_START]), int(fields[_ARG_END])

@@ -12,15 +12,20 @@ import gc
 import torch
 
 import isohub.worker.__main__  # noqa: F401 - so that a fork finds it ready
-from isohub.worker.title import FORKSERVER, name_process
+from isohub.worker import bytecode
+from isohub.worker.title import FORKSERVER, command_line, name_process
 
 # torch imports it, and SymPy with it, in the first backward pass that is given a gradient: 1 to 2 s and 45 MB of
 # private memory in each worker whose caller does not switch gradients off. Other versions of torch may not.
 with contextlib.suppress(ImportError):
     import torch.fx.experimental.symbolic_shapes
 
+# What each worker would look up for itself and find the same.
+command_line()
+bytecode.installed()
 torch.set_num_threads(1)
 name_process(FORKSERVER)
 # What is alive now stays alive: out of the collector's sight, its pages stay shared with the children.
 gc.collect()
 gc.freeze()
+gc.enable()

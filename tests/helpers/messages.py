@@ -120,7 +120,10 @@ FROM_WORKER: dict[str, FromWorker] = {
         what="weights", name="https://example.org/é.pth", hash_prefix="0123abcd", check_hash=True, file_name="net.pth"
     ),
     "need_checkout": NeedFiles(what="checkout", name="owner/name:v1", trust=True),
-    "returned": Returned(payload=_PAYLOAD, rng=b"\x00\x01\xff", freed=[(1, 0), (1, 64)], dropped=[2]),
+    "returned": Returned(
+        payload=_PAYLOAD, rng=b"\x00\x01\xff", freed=[(1, 0), (1, 64)], dropped=[2],
+        took=[("hubconf", 0.25), ("entrypoint", 1.5), ("export", 1e-05)],
+    ),
     "returned_plain": Returned(),
     "returned_form": Returned(payload=Payload(blocks=[Block(1, 0, 24)], form='["\u20ac \\"",[]]')),
     "returned_none": Returned(payload=Payload()),  # equal to the default, and not the default itself

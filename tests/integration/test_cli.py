@@ -221,8 +221,13 @@ class TestLoad:
         assert worker["pid"] != os.getpid()
         assert 0 < worker["private_bytes"] < worker["proportional_bytes"]
         names = ["cli.import", "hub.checkout", "hub.resolve", "hub.fetch", "model.load", "supervisor.launch"]
-        assert [*names, "model.build"] == [step["name"] for step in steps]
-        assert [step["depth"] for step in steps] == [0, 0, 1, 1, 0, 1, 1]
+        names += ["supervisor.fork", "supervisor.prepare", "model.build"]
+        names += ["worker.hubconf", "worker.entrypoint", "worker.export"]
+        assert names == [step["name"] for step in steps]
+        assert [step["depth"] for step in steps] == [0, 0, 1, 1, 0, 1, 2, 2, 1, 2, 2, 2]
+        ends = [step["start_s"] + step["duration_s"] for step in steps]
+        within = [step["start_s"] for step in steps[-3:]]
+        assert [steps[-4]["start_s"], *within, ends[-4]] == sorted([steps[-4]["start_s"], *within, ends[-4]])
         assert all(step["duration_s"] > 0 for step in steps if step["name"] != "cli.import")
         assert done.stderr == ""
 

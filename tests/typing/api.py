@@ -30,6 +30,7 @@ assert_type(isohub.list("owner/name"), list[str])
 assert_type(isohub.help("owner/name", "entry"), "str | None")
 assert_type(isohub.workers(), list[isohub.Worker])
 assert_type(isohub.workers()[0].pid, int)
+isohub.warm(2, wait=True)
 
 with isohub.Repo("git+file:///srv/models.git@v1") as repo:
     assert_type(repo, isohub.Repo)

@@ -184,3 +184,54 @@ def test_a_plot_is_logarithmic() -> None:
     bars = [float(width) for width in re.findall(r'<rect x="\d+" y="\d+" width="([\d.]+)"', svg)]
     # 100 us to 100 ms are three decades, 400 pixels: 200 us is 0.301 decades; one of none is still seen.
     assert bars == [40.1, 400.0, 2.0]
+
+
+FIRST = {
+    "benchmark": "first_load",
+    "machine": CALL["machine"],
+    "runs": 7,
+    "programs": {
+        "first_load": {
+            "title": "One",
+            "total_s": 4.0,
+            "steps": [
+                {"name": "import torch", "start_s": 0.0, "duration_s": 2.0},
+                {"name": "model.load", "start_s": 2.0, "duration_s": 2.0},
+                {"name": "supervisor.forkserver", "start_s": 1.0, "duration_s": 2.5},
+                {"name": "worker.hubconf", "start_s": 3.5, "duration_s": 0.0001},
+            ],
+        },
+        "first_load_warm": {
+            "title": "Other",
+            "total_s": 2.0,
+            "steps": [{"name": "import torch", "start_s": 0.5, "duration_s": 1.5}],
+        },
+    },
+}
+
+
+def test_steps_of_a_load_are_drawn_where_they_were(tmp_path: Path) -> None:
+    """A step's bar begins and ends where the step did, on one scale; a step that only holds others has none."""
+    assert report.main(["--plots"], {}, tmp_path, FIRST) == 0
+
+    drawn = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    bars = {
+        name: [
+            tuple(map(float, bar))
+            for bar in re.findall(r'<rect x="([\d.]+)" y="\d+" width="([\d.]+)" height="13"', svg)
+        ]
+        for name, svg in drawn.items()
+    }
+    # 480 pixels are the 4 s of the longer one; the shortest step is still seen.
+    assert bars == {
+        "first_load.svg": [(250.0, 240.0), (370.0, 300.0), (670.0, 1.5)],
+        "first_load_warm.svg": [(310.0, 180.0)],
+    }
+    assert report.main(["--check"], {}, tmp_path, FIRST) == 0
+    assert report.main(["--check"], {}, tmp_path, {**FIRST, "programs": {}}) == 1
+
+
+def test_page_says_when_no_load_was_kept() -> None:
+    """The page of the start has the drawings with their conditions, or how to make them."""
+    assert report.first_load_text(None) == "Not measured: `python benchmarks/trace_load.py --save`."
+    assert "![One](../reference/benchmarks/first_load.svg)\n\n![Other]" in report.first_load_text(FIRST)

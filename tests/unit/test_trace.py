@@ -109,3 +109,20 @@ def test_listener_may_remove_itself():
         trace.remove_listener(always)
 
     assert told == ["started", "always started", "always complete"]
+
+
+def test_step_of_another_process_is_told_whole(told: Told):
+    """A step that is over when it is told of has its beginning and its duration."""
+    taken: list[tuple[str, float, float]] = []
+
+    def listen(step: trace.Step) -> None:
+        taken.append((step.state, step.start_s, step.duration_s))
+
+    trace.add_listener(listen)
+    try:
+        trace.tell("worker.hubconf", 2.0, 0.5)
+    finally:
+        trace.remove_listener(listen)
+
+    assert taken == [("started", 2.0, 0.0), ("complete", 2.0, 0.5)]
+    assert [name for name, *_ in told] == ["worker.hubconf", "worker.hubconf"]

@@ -99,3 +99,12 @@ def test_oldest_comes_first(proc: Path) -> None:
     (proc / "32" / "stat").unlink()
 
     assert [one.label for one in worker_processes(proc)] == ["old", "new"]
+
+
+def test_worker_in_reserve_is_ready(proc: Path) -> None:
+    """A worker that was given no repository still has the command line of its forkserver."""
+    add(proc, 30, "isohub-worker", ppid=20, cmdline="python -c from isohub.supervisor.orphans import main; main(3, 4)")
+
+    (one,) = worker_processes(proc)
+
+    assert (one.label, one.state) == ("", "ready")
