@@ -8,13 +8,12 @@ before left them: no descriptor, no mmap, no page fault.
 from __future__ import annotations
 
 import bisect
-import ctypes
 from collections.abc import Callable
 
 from isohub.shm.segment import Segment
 from isohub.wire.specs import ALIGNMENT_BYTES, Block
 
-__all__ = ["Arena", "copy_bytes", "padded"]
+__all__ = ["Arena", "padded"]
 
 # Smallest segment of an arena: room for a few ordinary inputs. Pages that are never touched cost nothing.
 MIN_SEGMENT_BYTES = 16 << 20
@@ -102,10 +101,3 @@ class Arena:
 def padded(nbytes: int) -> int:
     """Return how many bytes a block of `nbytes` takes up."""
     return max(-(-nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES, ALIGNMENT_BYTES)
-
-
-# Found through the library, it lets other threads run meanwhile, which `ctypes.memmove` does not. One
-# thread: torch's own copy takes several for large tensors, and on a busy machine waits for the slowest,
-# which was measured to cost ten times the copy.
-copy_bytes = ctypes.CDLL(None).memcpy
-copy_bytes.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]

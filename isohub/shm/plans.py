@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from isohub.shm.arena import Arena, copy_bytes
+from isohub.shm.arena import Arena
+from isohub.shm.copying import copy_all
 from isohub.shm.residents import Residents
 from isohub.shm.segment import Segment
 from isohub.wire import codec, tree
@@ -88,6 +89,7 @@ class Plans:
         if written is None or sources is None:
             return None
         blocks: list[Block] = []
+        copies: list[tuple[int, int, int]] = []
         try:
             if len(sources) > 1:
                 arena.reserve(written.sizes)
@@ -98,7 +100,8 @@ class Plans:
                     continue
                 block = arena.allocate(nbytes)
                 blocks.append(block)
-                copy_bytes(arena.segment(block.segment).address + block.offset, address, nbytes)
+                copies.append((arena.segment(block.segment).address + block.offset, address, nbytes))
+            copy_all(copies)
         except BaseException:
             for block in blocks:
                 if arena.has(block.segment):

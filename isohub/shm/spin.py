@@ -7,10 +7,10 @@ the wait before was short, and only while there are processors that nobody else 
 
 from __future__ import annotations
 
-import os
 import select
 import time
-from pathlib import Path
+
+from isohub.shm import processors
 
 __all__ = ["Spin"]
 
@@ -20,8 +20,6 @@ SPIN_S = 200e-6
 SHORT_S = 300e-6
 # Whether processors are free is asked again after this; to ask takes some 6 us.
 _FRESH_S = 5e-3
-# Its fourth word begins with how many threads run or want to.
-_LOAD = Path("/proc/loadavg")
 
 
 class Spin:
@@ -33,7 +31,7 @@ class Spin:
     def wait(self, readable: select.poll) -> float:
         """Look for a moment whether something comes, if it is worth it; return when the wait began."""
         began = time.perf_counter()
-        if self._was_short and _processors.are_free(began):
+        if self._was_short and processors.spare(began, _FRESH_S) >= 0:
             while not readable.poll(0) and time.perf_counter() - began < SPIN_S:
                 pass
         return began
@@ -41,25 +39,3 @@ class Spin:
     def waited(self, began: float) -> None:
         """Know that what was waited for has come."""
         self._was_short = time.perf_counter() - began < SHORT_S
-
-
-class _Processors:
-    """Whether there are at least as many processors as threads that want one, in all of the system."""
-
-    def __init__(self) -> None:
-        self._asked_at = -_FRESH_S
-        self._are_free = False
-
-    def are_free(self, now: float) -> bool:
-        """Return whether they are, as of a moment ago at the most."""
-        if now - self._asked_at > _FRESH_S:
-            self._asked_at = now
-            try:
-                running = int(_LOAD.read_text().split(" ")[3].partition("/")[0])
-                self._are_free = running <= len(os.sched_getaffinity(0))
-            except (OSError, ValueError, IndexError, AttributeError):  # not Linux, or something that plays Linux
-                self._are_free = False
-        return self._are_free
-
-
-_processors = _Processors()

@@ -11,7 +11,8 @@ import torch
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
 from isohub.errors import RemoteProtocolError
-from isohub.shm.arena import Arena, copy_bytes, padded
+from isohub.shm.arena import Arena, padded
+from isohub.shm.copying import copy_all, copy_bytes
 from isohub.shm.residents import Residents
 from isohub.shm.segment import Segment, write_at
 from isohub.wire.specs import (
@@ -210,10 +211,12 @@ class TensorWriter:
             self._write(large, blocks, specs)
         # At once, so that a payload needs one new segment at most, and a frame few descriptors.
         self._arena.reserve([nbytes for _, nbytes, _ in pieces])
+        copies = []
         for address, nbytes, tensors in pieces:
             block = self._arena.allocate(nbytes)
             self._note(block, tensors, blocks, specs)
-            copy_bytes(self._arena.segment(block.segment).address + block.offset, address, nbytes)
+            copies.append((self._arena.segment(block.segment).address + block.offset, address, nbytes))
+        copy_all(copies)
 
     def _write(self, pieces: list[_Piece], blocks: list[Block], specs: list[TensorSpec | None]) -> None:
         """Write into a segment that will be sealed; never by a mapping, which would be in the seal's way."""

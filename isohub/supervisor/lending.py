@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from isohub.shm.arena import Arena, copy_bytes
+from isohub.shm.arena import Arena
+from isohub.shm.copying import copy_all
 from isohub.shm.segment import PAGE_BYTES, Segment, create_memfd
 from isohub.shm.tensors import span_of, why_not
 from isohub.wire.specs import Block
@@ -114,7 +115,7 @@ class CommonInputs:
         if address in self._offered or nbytes < LEAST_BYTES or end - begin < nbytes:
             return
         block = self._arena.allocate(-(-nbytes // PAGE_BYTES) * PAGE_BYTES)
-        copy_bytes(self._arena.segment(block.segment).address + block.offset, address, nbytes)
+        copy_all([(self._arena.segment(block.segment).address + block.offset, address, nbytes)])
         self._holders[block.segment, block.offset] = 1
         self._offered[address] = Block(block.segment, block.offset, nbytes)
         mine.append(address)
