@@ -13,6 +13,8 @@ import pytest
 
 from tests.helpers.leaks import holdings
 from tests.helpers.repos import make_repo, url
+from tests.helpers.warm import WarmPython
+from tests.helpers.warm import warm_python as running_warm_python
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -39,6 +41,13 @@ def forkserver() -> int:
 
     torch.rand(64, 64) @ torch.rand(64, 64)
     return _forkserver_and_thread()
+
+
+@pytest.fixture(scope="session")
+def warm_python(own_cache: Path) -> Iterator[WarmPython]:
+    """Start programs in an interpreter that has imported torch, where how they begin is not what is tested."""
+    with running_warm_python() as python:
+        yield python
 
 
 @pytest.fixture(scope="module")
