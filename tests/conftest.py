@@ -13,6 +13,8 @@ import pytest
 
 from tests.helpers.leaks import holdings
 from tests.helpers.repos import make_repo, url
+from tests.helpers.warm import WarmPython
+from tests.helpers.warm import warm_python as running_warm_python
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -21,9 +23,6 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     home = tmp_path_factory.mktemp("torch-home")
     before = os.environ.get("TORCH_HOME")
     os.environ["TORCH_HOME"] = str(home)
-    # What the imports made stays, and would be looked through twice for every test.
-    gc.collect()
-    gc.freeze()
     yield home
     if before is None:
         del os.environ["TORCH_HOME"]
@@ -41,11 +40,14 @@ def forkserver() -> int:
     import torch
 
     torch.rand(64, 64) @ torch.rand(64, 64)
-    pid = _forkserver_and_thread()
-    # What torch's import made stays; to look through all of it around each test takes longer than most tests.
-    gc.collect()
-    gc.freeze()
-    return pid
+    return _forkserver_and_thread()
+
+
+@pytest.fixture(scope="session")
+def warm_python(own_cache: Path) -> Iterator[WarmPython]:
+    """Start programs in an interpreter that has imported torch, where how they begin is not what is tested."""
+    with running_warm_python() as python:
+        yield python
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +59,25 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+_modules_passed_over = 0
+
+
+def _collect() -> None:
+    """Collect garbage, and pass over what imports made from now on.
+
+    That stays, and to look through all of it (a quarter of a second once torch has imported its compiler, which it
+    does late) around each test would take longer than most tests.
+    """
+    global _modules_passed_over  # noqa: PLW0603 - as the collector's own list of what it passes over
+    if len(sys.modules) < _modules_passed_over + 50:
+        gc.collect()
+        return
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+    _modules_passed_over = len(sys.modules)
 
 
 def _forkserver_and_thread() -> int:
@@ -80,7 +101,7 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     if "forkserver" in request.fixturenames:
         request.getfixturevalue("forkserver")
         _forkserver_and_thread()
-    gc.collect()
+    _collect()
     before = holdings()
     yield
     api = sys.modules.get("isohub.api")

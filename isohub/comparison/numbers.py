@@ -130,7 +130,6 @@ class Difference:
         self._classes: Classes | None = None
         self._points: list[tuple[float, float]] = []
         self._stride = 1  # of the values that became points
-        self._skip = 0
 
     def add(self, one: torch.Tensor, other: torch.Tensor) -> None:
         """Take in what the two versions gave for one input."""
@@ -215,12 +214,12 @@ class Difference:
 
     def _take_points(self, a: torch.Tensor, b: torch.Tensor) -> None:
         """Keep one pair of every few, and of more as more come."""
-        taken_a, taken_b = a[self._skip :: self._stride].tolist(), b[self._skip :: self._stride].tolist()
-        self._skip = (self._skip - a.numel()) % self._stride
-        self._points += zip(taken_a, taken_b, strict=True)
-        while len(self._points) > _MOST_POINTS:
+        # Before any is taken: to make numbers of Python's of all of a large tensor takes longer than all else here.
+        while self._elements > _MOST_POINTS * self._stride:
             self._points = self._points[::2]
             self._stride *= 2
+        first = -(self._elements - a.numel()) % self._stride
+        self._points += zip(a[first :: self._stride].tolist(), b[first :: self._stride].tolist(), strict=True)
 
     def result(self) -> Numbers:
         """Return what came together."""

@@ -11,6 +11,7 @@ import torch
 from isohub.demo.repository import IMAGES_FILE
 from tests.helpers.cli import invoke, run
 from tests.helpers.histories import History
+from tests.helpers.warm import WarmPython
 
 pytestmark = pytest.mark.usefixtures("forkserver", "one_thread")
 
@@ -24,9 +25,10 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"{path}#images"
 
 
-def test_program(digits: Path, images: str, tmp_path: Path):
+def test_program(digits: Path, images: str, warm_python: WarmPython):
     """The program prints a table that fits one screen and leads with the verdict, and leaves nothing behind."""
-    done = run("compare", str(digits), "digits", "--ref", "v1", "--ref", "v2", "--input", images, "--check", "outputs")
+    arguments = ["compare", str(digits), "digits", "--ref", "v1", "--ref", "v2", "--input", images]
+    done = run(*arguments, "--check", "outputs", python=warm_python)
     lines = done.stdout.splitlines()
 
     assert [done.returncode, done.stderr] == [0, ""]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +15,7 @@ from tests.helpers.waiting import until
 
 
 @pytest.fixture(scope="session")
-def contract_repo(tmp_path_factory: pytest.TempPathFactory, forkserver: int) -> str:
+def contract_repo(tmp_path_factory: pytest.TempPathFactory, forkserver: int) -> Path:
     return make_contract_repo(tmp_path_factory.mktemp("contract") / "owner" / "models")
 
 

@@ -13,7 +13,7 @@ import torch
 import isohub
 from isohub.errors import IsohubError
 from tests.contract import architectures
-from tests.helpers.repos import make_repo, url
+from tests.helpers.repos import write_files
 from tests.helpers.same import assert_same
 
 __all__ = [
@@ -154,17 +154,18 @@ def loss_of(output: object) -> torch.Tensor:
     return torch.stack([term.double() for term in terms]).sum()
 
 
-def make_contract_repo(folder: Path) -> str:
-    """Make a repository of the very file that the tests import, and return its repo text."""
+def make_contract_repo(folder: Path) -> Path:
+    """Make a repository of the very file that the tests import: a folder, of which nobody asks git at each load."""
     names = [name for name, entry in vars(architectures).items() if inspect.isfunction(entry) and name in INPUTS]
     files: dict[str, str | bytes] = {
         "hubconf.py": f"from architectures import {', '.join(names)}\n",
         "architectures.py": Path(architectures.__file__).read_bytes(),
     }
-    return url(make_repo(folder, {"v1": files}), "v1")
+    write_files(folder, files)
+    return folder
 
 
-def observe(case: Use, architecture: str, repo: str | None) -> Observed:
+def observe(case: Use, architecture: str, repo: Path | None) -> Observed:
     """Load a model from seed 0, use it, and return everything that must be the same afterwards.
 
     Args:
@@ -199,7 +200,7 @@ def state_of(model: Any) -> Observed:
     }
 
 
-def compare(case: Use, architecture: str, repo: str) -> str | None:
+def compare(case: Use, architecture: str, repo: Path) -> str | None:
     """Do a use on both twins and compare; return the isolated one's refusal, where it may refuse.
 
     Raises:
@@ -225,7 +226,7 @@ def _close(expected: dict[str, Any], actual: dict[str, Any]) -> tuple[Any, Any]:
     return tuple({name: grad is None or grad.requires_grad for name, grad in one.items()} for one in (expected, actual))
 
 
-def _still_right(architecture: str, repo: str) -> None:
+def _still_right(architecture: str, repo: Path) -> None:
     """Fail unless another model in the same worker is right."""
     plain = Use("call", lambda model, x: x.through(model.eval()), (), may_refuse=False)
     assert_same(observe(plain, architecture, None), observe(plain, architecture, repo), "a call after the refusal")

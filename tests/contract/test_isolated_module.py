@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,7 @@ KINDS = (autograd, casts, hooks, modes, optimizers, state, surgery, wrappers)
     ("case", "architecture"),
     [pytest.param(case, name, id=f"{case.name}-{name}") for case in USES if not case.kept_by_torch for name in case.on],
 )
-def test_use(case: Use, architecture: str, contract_repo: str, record_property: Callable[[str, object], None]):
+def test_use(case: Use, architecture: str, contract_repo: Path, record_property: Callable[[str, object], None]):
     """A use gives the same values, gradients, buffers, state and random stream on both twins."""
     refusal = compare(case, architecture, contract_repo)
     if refusal is not None:

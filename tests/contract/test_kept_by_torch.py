@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("case", "architecture"), CASES)
-def test_use(case: Use, architecture: str, contract_repo: str):
+def test_use(case: Use, architecture: str, contract_repo: Path):
     """A use gives the same values, gradients, buffers, state and random stream on both twins."""
     assert compare(case, architecture, contract_repo) is None
 

@@ -67,6 +67,17 @@ ERRORS: dict[str, tuple[type[BaseException], str]] = {
     # Its process ends when it cannot answer; which of the two is noticed first is a race.
     "close-all": (BrokenWorkerError, r"exited with code 70\.|closed its channel to this program"),
 }
+# What else is there to read of them. The last words of a worker that died are in `test_crashes.py`.
+FIELDS: dict[str, dict[str, object]] = {
+    "raise-unsayable": {"type_name": "crash.Unsayable"},
+    "sys.exit": {"type_name": "SystemExit"},
+    "os._exit": {"exit_code": 3, "signal": None},
+    **{name: {"exit_code": None, "signal": name} for name in ("SIGSEGV", "SIGABRT", "SIGKILL")},
+    "hang": {"timeout_s": 1.0},
+    "hang-deaf": {"timeout_s": 1.0},
+}
+# By what a caller may catch them as well.
+BASES = {"raise-unsayable": RuntimeError, "hang": TimeoutError, "hang-deaf": TimeoutError}
 # After these the worker is as it was before.
 HARMLESS = {"raise", "raise-unsayable", "sys.exit", "out-of-memory", "flood", "grandchild"}
 OWN_ERRORS = {"raise": ValueError, "raise-unsayable": UnsayableError, "sys.exit": SystemExit}
@@ -207,6 +218,8 @@ def test_crash(repo: Path, tmp_path: Path, where: str, how: str, outcome: str):
             case.work()
         assert (caught.value is case.own_error) is (outcome == "own")
         assert outcome == "own" or re.search(text, str(caught.value)), str(caught.value)
+        if outcome != "own":
+            assert_fields(caught.value, how)
 
     assert case.order.exists() is (where in ("idle", "parent_hook")), "the place was never come to"
     assert torch.equal(expected, bystander(X))
@@ -221,6 +234,20 @@ def test_crash(repo: Path, tmp_path: Path, where: str, how: str, outcome: str):
     assert torch.equal(expected, bystander(X))
     case.model = bystander = again = expected = None  # a failure would keep them, and be told as a leak as well
     assert left == []
+
+
+def assert_fields(error: BaseException, how: str) -> None:
+    """Fail unless an error that came from a worker tells what that kind of crash has to tell."""
+    fields = FIELDS.get(how, {})
+    assert fields == {name: getattr(error, name) for name in fields}
+    assert isinstance(error, BASES.get(how, BaseException))
+    if how == "raise":  # a builtin exception is what it was, caused by one with the worker's own traceback
+        assert isinstance(error.__cause__, RemoteError)
+        assert "no such size" in str(error.__cause__)
+        assert 'crash.py", line' in error.__cause__.remote_traceback
+    if isinstance(error, BrokenWorkerError):
+        assert "repo:v1@" in error.worker
+        assert len(error.stderr_tail) <= 30
 
 
 def test_table_is_whole():

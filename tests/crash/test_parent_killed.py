@@ -13,8 +13,6 @@ import os
 import random
 import select
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +24,7 @@ import isohub
 from tests.helpers.killed_program import EVENTS, HUBCONF
 from tests.helpers.programs import processes_with
 from tests.helpers.repos import make_repo, url
+from tests.helpers.warm import WarmPython
 
 ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("ISOHUB_PARENT_KILLS", "6"))
@@ -41,20 +40,17 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(60 + 30 * KILLS)]
 class Victim:
     """A running program, its processes, and how far it is."""
 
-    def __init__(self, repo: str, home: Path) -> None:
+    def __init__(self, python: WarmPython, repo: str, home: Path) -> None:
         self.temporary = home / "tmp"
         self.temporary.mkdir(exist_ok=True)
         self.pids: dict[int, int] = {}
         self._rest = b""
         self.segments: set[str] = set()
         self.named_memory: set[str] = set()
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.helpers.killed_program", repo],
+        self.process = python.start(
+            ["-m", "tests.helpers.killed_program", repo],
             cwd=ROOT,
             env={**os.environ, "TORCH_HOME": str(home), "TMPDIR": str(self.temporary)},
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            start_new_session=True,
         )
 
     def next_event(self, within_s: float) -> str | None:
@@ -105,8 +101,7 @@ class Victim:
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        self.process.close()
         for fd in self.pids.values():
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(fd, signal.SIGKILL)
@@ -151,7 +146,9 @@ def locked(folder: Path) -> list[str]:
     return found
 
 
-def test_killed_at_any_moment(tmp_path: Path, forkserver: int, monkeypatch: pytest.MonkeyPatch):
+def test_killed_at_any_moment(
+    tmp_path: Path, forkserver: int, warm_python: WarmPython, monkeypatch: pytest.MonkeyPatch
+):
     """Wherever a program is killed, no process, memory, lock or file of it stays, and the cache is whole."""
     repo = url(make_repo(tmp_path / "owner" / "nets", {"v1": {"hubconf.py": HUBCONF}}), "v1")
     home = tmp_path / "home"
@@ -164,7 +161,7 @@ def test_killed_at_any_moment(tmp_path: Path, forkserver: int, monkeypatch: pyte
     for number in range(KILLS):
         # Each event in turn, so that a small run has them all.
         until, part = EVENTS[number % len(EVENTS)], draw.random()
-        victim = Victim(repo, home)
+        victim = Victim(warm_python, repo, home)
         try:
             began = time.monotonic()
             event = victim.next_event(DEADLINE_S)

@@ -16,8 +16,9 @@ import isohub
 from isohub.errors import BrokenWorkerError
 from tests.helpers.programs import Program, wait_for_end
 from tests.helpers.repos import make_repo, url
+from tests.helpers.warm import WarmPython
 
-# Each program imports torch twice, in itself and in its forkserver.
+# Each program has a forkserver of its own, which imports torch.
 pytestmark = pytest.mark.slow
 
 HUBCONF = """
@@ -87,7 +88,7 @@ Start = Callable[..., Program]
 
 
 @pytest.fixture
-def start(repo: str, tmp_path: Path) -> Iterator[Start]:
+def start(repo: str, tmp_path: Path, warm_python: WarmPython) -> Iterator[Start]:
     """A function that starts a program; whatever it leaves behind fails the test."""
     shared_memory = set(Path("/dev/shm").iterdir())
     programs: list[Program] = []
@@ -98,7 +99,7 @@ def start(repo: str, tmp_path: Path) -> Iterator[Start]:
         path = tmp_path / "program.py"
         path.write_text(text)
         arguments, stdin = {"file": ([str(path)], ""), "-c": (["-c", text], ""), "stdin": (["-"], text)}[how]
-        programs.append(Program(arguments, tmp_path / "tmp", stdin))
+        programs.append(Program(arguments, tmp_path / "tmp", stdin, python=warm_python if how == "file" else None))
         return programs[-1]
 
     yield run

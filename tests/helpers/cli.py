@@ -13,6 +13,7 @@ from pathlib import Path
 from typer.testing import CliRunner, Result
 
 from isohub.cli.main import app
+from tests.helpers.warm import WarmPython
 
 __all__ = ["PROGRAM", "invoke", "nothing_left", "run"]
 
@@ -20,9 +21,11 @@ PROGRAM = (sys.executable, "-m", "isohub")
 _PR_SET_CHILD_SUBREAPER = 36
 
 
-def run(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run the real program, without a terminal."""
+def run(*arguments: str, python: WarmPython | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run the real program, without a terminal; forked from `python`, if that is given."""
     environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "ISOHUB_DEBUG")}
+    if python is not None:
+        return python.run(["-m", "isohub", *arguments], env={**environment, **env})
     return subprocess.run(
         [*PROGRAM, *arguments], env={**environment, **env}, capture_output=True, text=True, check=False, timeout=110
     )

@@ -13,6 +13,7 @@ from tests.helpers.githost import GitHost
 from tests.helpers.programs import Program
 from tests.helpers.repos import git, make_repo
 from tests.helpers.versions import version_files
+from tests.helpers.warm import WarmPython
 
 __all__ = ["PROCESSES", "THREADS", "ColdRepos", "Loads", "cold_loads", "rounds"]
 
@@ -127,8 +128,9 @@ class Loads:
         repos: What they load.
     """
 
-    def __init__(self, host: GitHost, repos: ColdRepos, folder: Path, *, tokens: list[str] | None = None) -> None:
+    def __init__(self, python: WarmPython, host: GitHost, repos: ColdRepos, folder: Path, *, tokens: list[str]) -> None:
         self.programs: list[Program] = []
+        self._python = python
         self.repos = repos
         self._host, self._folder = host, folder
         self._tokens = tokens
@@ -172,19 +174,21 @@ class Loads:
 
     def _start(self, number: int) -> Program:
         arguments = ["-c", _SCRIPT, self._host.url, json.dumps(self.repos.refs), str(number), str(THREADS)]
-        variables = {"OMP_NUM_THREADS": "1", "GITHUB_SERVER_URL": self._host.url}
-        if self._tokens:
-            variables["GITHUB_TOKEN"] = self._tokens[number]
-        return Program(arguments, self._folder / f"temporary{number}", variables=variables)
+        variables = {
+            "OMP_NUM_THREADS": "1", "GITHUB_SERVER_URL": self._host.url, "GITHUB_TOKEN": self._tokens[number],
+        }  # fmt: skip
+        return Program(arguments, self._folder / f"temporary{number}", variables=variables, python=self._python)
 
     def _are_ready(self, programs: list[Program]) -> None:
         assert [program.told() for program in programs] == ["ready"] * len(programs)
 
 
 @contextmanager
-def cold_loads(host: GitHost, repos: ColdRepos, folder: Path, *, tokens: list[str] | None = None) -> Iterator[Loads]:
-    """Start the processes, with a GITHUB_TOKEN for each if `tokens` are given."""
-    loads = Loads(host, repos, folder, tokens=tokens)
+def cold_loads(
+    python: WarmPython, host: GitHost, repos: ColdRepos, folder: Path, *, tokens: list[str]
+) -> Iterator[Loads]:
+    """Start the processes, with a GITHUB_TOKEN for each."""
+    loads = Loads(python, host, repos, folder, tokens=tokens)
     try:
         yield loads
     finally:

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.helpers.warm import Running, WarmPython
+
 __all__ = ["Program", "processes_with", "wait_for_end"]
 
 # Far above what anything takes here, so that only a hang meets it.
@@ -28,21 +30,33 @@ class Program:
         temporary: A folder of its own for temporary files.
         script: Text for its stdin.
         variables: More of its environment.
+        python: The interpreter that it is forked from; None for a fresh one.
     """
 
     def __init__(
-        self, arguments: list[str], temporary: Path, script: str = "", *, variables: Mapping[str, str] | None = None
+        self,
+        arguments: list[str],
+        temporary: Path,
+        script: str = "",
+        *,
+        variables: Mapping[str, str] | None = None,
+        python: WarmPython | None = None,
     ) -> None:
         temporary.mkdir(exist_ok=True)
         self.temporary = temporary
         self._known: dict[int, int] = {}
+        environment = {**os.environ, "TMPDIR": str(temporary), **(variables or {})}
+        self.process: subprocess.Popen[str] | Running
+        if python is not None:
+            self.process = python.start(arguments, cwd=temporary, env=environment)
+            return
         self.process = subprocess.Popen(
             [sys.executable, "-u", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "TMPDIR": str(temporary), **(variables or {})},
+            env=environment,
             cwd=temporary,
             start_new_session=True,
         )

@@ -17,6 +17,7 @@ from isohub.wire.messages import FilesAt, NeedFiles
 from tests.helpers.cli import invoke
 from tests.helpers.programs import Program
 from tests.helpers.repos import git, make_repo, url, write_files
+from tests.helpers.warm import WarmPython
 
 VERSION = """
     def version():
@@ -86,9 +87,9 @@ def test_load_in_process_keeps_its_checkout_until_shutdown(repo: Path):
     assert remove_all() == 0
 
 
-def test_death_gives_free_what_a_load_in_process_keeps(repo: Path, tmp_path: Path):
+def test_death_gives_free_what_a_load_in_process_keeps(repo: Path, warm_python: WarmPython, tmp_path: Path):
     """The checkout of a program that loaded with `isolate=False` stays until that is killed."""
-    program = Program(["-c", IN_PROCESS.format(repo=url(repo, "v1"))], tmp_path / "program")
+    program = Program(["-c", IN_PROCESS.format(repo=url(repo, "v1"))], tmp_path / "program", python=warm_python)
     try:
         assert program.told() == 1
         assert remove_all() == 1

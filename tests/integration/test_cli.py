@@ -18,6 +18,7 @@ import pytest
 from isohub.errors import EntrypointError, RemoteError
 from tests.helpers.cli import PROGRAM, invoke, nothing_left, run
 from tests.helpers.repos import make_repo, url, write_files
+from tests.helpers.warm import WarmPython
 
 pytestmark = pytest.mark.usefixtures("forkserver")
 
@@ -287,10 +288,10 @@ class TestLoad:
         assert [done.exit_code, done.stdout] == [1, ""]
         assert "did not answer within 0.5 s" in done.stderr
 
-    def test_program(self, repo: str):
+    def test_program(self, repo: str, warm_python: WarmPython):
         """The real program prints the figures on stdout, what the repository prints on stderr, and is gone."""
         with nothing_left():
-            done = run("load", repo, "net", "--threads", "1")
+            done = run("load", repo, "net", "--threads", "1", python=warm_python)
 
         assert done.returncode == 0
         assert "importing hubconf\nnet got () {}\n" in done.stderr

@@ -6,8 +6,6 @@ import hashlib
 import io
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from tests.helpers.cli import invoke
 from tests.helpers.fileserver import FileServer, file_server
 from tests.helpers.githost import GitHost
 from tests.helpers.repos import git, make_repo, url, write_files
+from tests.helpers.warm import WarmPython
 
 HUBCONF = """
     import torch
@@ -190,18 +189,20 @@ def test_weights_that_differ_are_refused(repo: Path, weights: str, server: FileS
     assert [(one.expected, one.actual) for one in (other, missing)] == [(locked, actual), ("", actual)]
 
 
-def test_program_locks_what_it_uses(repo: Path, weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_program_locks_what_it_uses(
+    repo: Path, weights: str, warm_python: WarmPython, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`ISOHUB_LOCK_WRITE` makes a lock of a run of a program as it is, which the next run keeps to."""
     script = "import isohub, sys; print(isohub.load(sys.argv[1], 'net', pretrained=True).weight.tolist())"
-    command = [sys.executable, "-c", script, url(repo, "main")]
+    arguments = ["-c", script, url(repo, "main")]
     monkeypatch.setenv("ISOHUB_LOCK_WRITE", "isohub.lock")
-    subprocess.run(command, check=True, timeout=100)
+    assert warm_python.run(arguments).returncode == 0
     monkeypatch.delenv("ISOHUB_LOCK_WRITE")
     monkeypatch.setenv("ISOHUB_LOCK", "isohub.lock")
 
-    done = subprocess.run(command, check=True, timeout=100, capture_output=True, text=True)
+    done = warm_python.run(arguments)
 
-    assert done.stdout == "[[2.0, 2.0]]\n"
+    assert (done.returncode, done.stdout) == (0, "[[2.0, 2.0]]\n")
     [entry] = Lock.read("isohub.lock").repos
     assert (str(entry.asked), [one.url for one in entry.weights]) == (url(repo, "main"), [weights])
 

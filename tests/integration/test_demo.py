@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.helpers.cli import invoke, nothing_left, run
+from tests.helpers.warm import WarmPython
 
 
 def test_json(forkserver: int):
@@ -33,13 +34,13 @@ def test_json(forkserver: int):
     assert torch.hub._hub_dir == before
 
 
-def test_text(tmp_path: Path):
+def test_text(tmp_path: Path, warm_python: WarmPython):
     """The text fits 80 columns and has no colour codes; no process, temporary file or cache entry is left."""
     temporary, home = tmp_path / "tmp", tmp_path / "home"
     temporary.mkdir()
 
     with nothing_left():
-        done = run("demo", TMPDIR=str(temporary), TORCH_HOME=str(home))
+        done = run("demo", python=warm_python, TMPDIR=str(temporary), TORCH_HOME=str(home))
 
     assert [done.returncode, done.stderr] == [0, ""]
     assert max(map(len, done.stdout.splitlines())) <= 80

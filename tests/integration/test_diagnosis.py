@@ -19,6 +19,7 @@ from tests.helpers.cli import invoke, run
 from tests.helpers.programs import Program
 from tests.helpers.repos import make_repo, url
 from tests.helpers.waiting import until
+from tests.helpers.warm import WarmPython
 
 HUBCONF = """
     import os, torch
@@ -157,19 +158,17 @@ print(model(torch.ones(4)).shape)
 """
 
 
-def run_with(repo: str, **variables: str) -> list[str]:
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, repo], env={**os.environ, **variables}, capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "torch.Size([2])\n"
+def run_with(python: WarmPython, repo: str, **variables: str) -> list[str]:
+    done = python.run(["-c", LOAD, repo], env={**os.environ, **variables})
+    assert (done.returncode, done.stdout) == (0, "torch.Size([2])\n")
     return done.stderr.splitlines()
 
 
 @pytest.mark.slow
-def test_log_and_frames_when_asked(repo: str):
+def test_log_and_frames_when_asked(repo: str, warm_python: WarmPython):
     """ISOHUB_LOG=1 prints a line for each step that ended, ISOHUB_DEBUG=1 one for each frame; by default is silence."""
     isohub.list(repo)  # fetches it, which is told in any case
-    lines = run_with(repo, ISOHUB_LOG="1", ISOHUB_DEBUG="1")
+    lines = run_with(warm_python, repo, ISOHUB_LOG="1", ISOHUB_DEBUG="1")
     steps = [line.split(": ", 1)[1].split(" ")[:2] for line in lines if " DEBUG isohub." in line]
     frames = [line.split(" ", 2)[2] for line in lines if line.startswith("isohub ")]
 
@@ -180,7 +179,7 @@ def test_log_and_frames_when_asked(repo: str):
     assert frames[0].startswith("< Hello(")
     assert any(line.startswith("> Request(verb='call', handle=1, ") and "float32[4]" in line for line in frames)
     assert any(line.startswith("< Returned(payload=float32[2]") for line in frames)
-    assert run_with(repo) == []
+    assert run_with(warm_python, repo) == []
 
 
 @pytest.fixture(scope="module")

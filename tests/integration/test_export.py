@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from isohub.errors import ArtifactError, RemoteProtocolError
 from tests.helpers.artifact_repo import HUBCONF, anonymous_bytes, in_segment
 from tests.helpers.repos import make_repo, url
 from tests.helpers.waiting import until
+from tests.helpers.warm import WarmPython
 
 pytestmark = pytest.mark.slow  # each worker imports the compiler, and it is large
 
@@ -109,7 +108,9 @@ def test_module_that_cannot(repo: str, forkserver: int):
     assert len(isohub.workers()) == 1
 
 
-def test_file_needs_neither_isohub_nor_the_repository(repo: str, forkserver: int, tmp_path: Path):
+def test_file_needs_neither_isohub_nor_the_repository(
+    repo: str, forkserver: int, warm_python: WarmPython, tmp_path: Path
+):
     """A saved program runs in another interpreter with torch alone, and says there where it comes from."""
     program = isohub.load(repo, "branches", returns="export", example_inputs=X)
     with torch.no_grad():
@@ -123,7 +124,8 @@ program = torch.export.load({str(tmp_path / "net.pt2")!r}, extra_files=extra)
 assert "isohub" not in sys.modules and "hubconf" not in sys.modules
 torch.save((program.module()(torch.arange(8.0).reshape(2, 4)), extra["isohub.json"]), {str(tmp_path / "out")!r})
 """
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)
+    done = warm_python.run(["-c", script], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     actual, extra = torch.load(tmp_path / "out")
 
     assert torch.equal(expected, actual.detach())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 import isohub
 from tests.helpers.repos import make_repo, sample, url, write_files
 from tests.helpers.same import assert_same
+from tests.helpers.warm import WarmPython
 from tests.helpers.zoo import CASES, observe, script_file
 
 VERSIONS = {tag: {**files, "scripted.pt": script_file(tag)} for tag, files in sample("zoo").items()}
@@ -27,15 +27,14 @@ def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[Any]]]:
+def expected(tmp_path_factory: pytest.TempPathFactory, warm_python: WarmPython) -> dict[str, dict[str, list[Any]]]:
     """What plain torch.hub gives for each version, in a fresh process of its own."""
     folder = tmp_path_factory.mktemp("plain")
     running = {}
     for version, files in VERSIONS.items():
         write_files(folder / version, files)
-        command = [sys.executable, "-m", "tests.helpers.zoo", str(folder / version), str(folder / f"{version}.pt")]
-        root = Path(__file__).parent.parent.parent
-        running[version] = subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True)
+        arguments = ["-m", "tests.helpers.zoo", str(folder / version), str(folder / f"{version}.pt")]
+        running[version] = warm_python.start(arguments, cwd=Path(__file__).parents[2])
     for process in running.values():
         _, errors = process.communicate()
         assert process.returncode == 0, errors

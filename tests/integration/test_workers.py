@@ -37,6 +37,32 @@ SLOW_TO_DIE = """
         return 1
 """
 
+FINALIZERS = """
+    import pathlib
+    import weakref
+
+    class Kept:
+        pass
+
+    KEPT = Kept()
+
+    def finalizers(path):
+        weakref.finalize(KEPT, pathlib.Path(path).touch)
+        return [str(one.peek()[1]) for one in weakref.finalize._registry if one.atexit]
+"""
+
+
+def test_end_runs_the_finalizers_of_the_repository_alone(repo_of: RepoOf, tmp_path: Path):
+    """A worker that is closed runs the finalizers that its repository made, and none of those that torch made."""
+    found = isohub.load(repo_of(FINALIZERS), "finalizers", tmp_path / "touched")
+    (worker,) = isohub.workers()
+    worker.close()
+    wait_for_end(worker.pid)
+
+    assert len(found) == 1, found
+    assert "touch" in found[0]
+    assert (tmp_path / "touched").exists()
+
 
 def test_slow_release_holds_up_nobody_else(repo_of: RepoOf, tmp_path: Path):
     """A worker whose `__del__` takes its time keeps no other worker's output from being read."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tarfile
@@ -17,6 +16,7 @@ import torch
 
 import isohub
 from tests.helpers.repos import make_repo, url
+from tests.helpers.warm import WarmPython
 from tests.real.cases import CASES
 
 Versions = dict[str, Path]
@@ -100,7 +100,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[P
 
 
 @pytest.fixture
-def plain_hub(tmp_path: Path) -> Callable[..., list[list[Any]]]:
+def plain_hub(tmp_path: Path, warm_python: WarmPython) -> Callable[..., list[list[Any]]]:
     """A function that uses folders by plain torch.hub: each group of them in one fresh process."""
 
     def run(case: str, arguments: dict[str, Any], *groups: list[Path]) -> list[list[Any]]:
@@ -109,14 +109,12 @@ def plain_hub(tmp_path: Path) -> Callable[..., list[list[Any]]]:
         for number, folders in enumerate(groups):
             out = tmp_path / f"{number}.pt"
             torch.save(arguments, out.with_suffix(".arguments"))
-            command = [sys.executable, program, case, out, *folders]
-            log = tmp_path / f"{number}.log"
-            with log.open("wb") as stderr:
-                process = subprocess.Popen(command, cwd=tmp_path, stdout=stderr, stderr=stderr, env=dict(os.environ))
-            running.append((process, out, log))
-        for process, _, log in running:
-            assert process.wait(timeout=100) == 0, log.read_text()
-        results = [torch.load(out, weights_only=False) for _, out, _ in running]
+            arguments_there = [str(one) for one in (program, case, out, *folders)]
+            running.append((warm_python.start(arguments_there, cwd=tmp_path), out))
+        for process, _ in running:
+            told = process.communicate(timeout=100)
+            assert process.returncode == 0, told
+        results = [torch.load(out, weights_only=False) for _, out in running]
         assert not [result[0] for result in results if len(result) == 1 and isinstance(result[0], str)]
         return results
 

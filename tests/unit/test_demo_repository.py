@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 
 from isohub.demo import plain_torch_hub, repository
 from isohub.errors import IsohubError
+from tests.helpers.warm import WarmPython
 
 # Another processor may round a sum differently and so tip one image of the 450 to either side.
 ONE_IMAGE = 1.5 / 450
@@ -28,10 +28,10 @@ def git(path: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def load_with_torch_hub(*checkouts: Path) -> list[dict[str, Any]]:
+def load_with_torch_hub(python: WarmPython, *checkouts: Path) -> list[dict[str, Any]]:
     """Return the report of `plain_torch_hub.py` on these checkouts, from a process of its own."""
-    command = [sys.executable, plain_torch_hub.__file__, *map(str, checkouts), str(repository.IMAGES_FILE)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    done = python.run([plain_torch_hub.__file__, *map(str, checkouts), str(repository.IMAGES_FILE)])
+    assert done.returncode == 0, done.stderr
     report: list[dict[str, Any]] = json.loads(done.stdout)
     return report
 
@@ -160,25 +160,27 @@ class TestVersions:
         assert shapes["v1"] == shapes["v2"]
 
     @pytest.mark.parametrize("tag", ["v1", "v2"])
-    def test_alone(self, checkouts: dict[str, Path], tag: str) -> None:
+    def test_alone(self, warm_python: WarmPython, checkouts: dict[str, Path], tag: str) -> None:
         """In a process of its own, each version reads as well as stated."""
-        (only,) = load_with_torch_hub(checkouts[tag])
+        (only,) = load_with_torch_hub(warm_python, checkouts[tag])
 
         assert only["accuracy"] == pytest.approx(repository.ACCURACY[tag], abs=ONE_IMAGE)
         assert Path(only["source"]) == checkouts[tag] / "model" / "network.py"
 
     @pytest.mark.parametrize("order", [("v1", "v2"), ("v2", "v1")], ids=" then ".join)
-    def test_torch_hub_mixes_them_up(self, checkouts: dict[str, Path], order: tuple[str, str]) -> None:
+    def test_torch_hub_mixes_them_up(
+        self, warm_python: WarmPython, checkouts: dict[str, Path], order: tuple[str, str]
+    ) -> None:
         """In one process, torch.hub silently runs the first version's code for the second one."""
-        first, second = load_with_torch_hub(*(checkouts[tag] for tag in order))
+        first, second = load_with_torch_hub(warm_python, *(checkouts[tag] for tag in order))
 
         assert first["accuracy"] == pytest.approx(repository.ACCURACY[order[0]], abs=ONE_IMAGE)
         assert second["accuracy"] < repository.ACCURACY[order[1]] - 0.2
         assert Path(second["source"]) == checkouts[order[0]] / "model" / "network.py"
 
-    def test_nothing_written(self, checkouts: dict[str, Path]) -> None:
+    def test_nothing_written(self, warm_python: WarmPython, checkouts: dict[str, Path]) -> None:
         """The script leaves the checkouts as they were."""
-        load_with_torch_hub(checkouts["v1"])
+        load_with_torch_hub(warm_python, checkouts["v1"])
 
         assert not list(checkouts["v1"].rglob("__pycache__"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import pytest
 import torch
@@ -140,6 +141,20 @@ def test_points_stay_few():
     assert points[0] == (0.0, 1.0)
     assert points[-1][0] > 99_000
     assert all(other == one + 1 for one, other in points)
+
+
+def test_points_are_an_even_part():
+    """However the values come, points are every so many of them, and no others are made into objects on the way."""
+    values = torch.arange(3_000_000, dtype=torch.float64)
+    tracemalloc.start()
+    try:
+        points = compared(*((part, part) for part in values.split([7, 1_000_000, 999_993, 1_000_000]))).points
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+    assert [(float(at), float(at)) for at in range(0, 3_000_000, 4096)] == points
+    assert peak_bytes < 1 << 20  # a thousandth of the values; all of a part are 24 MB
 
 
 def test_classes():
