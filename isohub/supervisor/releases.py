@@ -21,12 +21,16 @@ class Releases:
     """Sends the releases of one worker, in a short thread of their own.
 
     A worker that takes its time, in a `__del__` say, holds up nobody else so.
+
+    Attributes:
+        is_telling: Whether they are being sent at the moment.
     """
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._is_due = False
         self._thread: threading.Thread | None = None
+        self.is_telling = False
 
     def soon(self, background: Background) -> None:
         """Have them sent, unless they are just going to be. May be called by the garbage collector."""
@@ -54,7 +58,9 @@ class Releases:
         if worker._turn.try_take():
             try:
                 if worker._state is State.IDLE and worker._end is None and os.getpid() == worker._owner_pid:
+                    self.is_telling = True
                     with contextlib.suppress(IsohubError):
                         worker.request("release")
             finally:
+                self.is_telling = False
                 worker._turn.give()

@@ -104,8 +104,8 @@ class Worker:
 
     @property
     def state(self) -> str:
-        """`"starting"`, `"idle"`, `"busy"`, `"closed"` or `"broken"`."""
-        return self._state.value
+        """`"starting"`, `"idle"`, `"busy"`, `"closed"` or `"broken"`. To tell it of released handles is nobody's call."""
+        return State.IDLE.value if self._state is State.BUSY and self._releases.is_telling else self._state.value
 
     @property
     def alive(self) -> bool:
