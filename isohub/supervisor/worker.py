@@ -104,7 +104,8 @@ class Worker:
 
     @property
     def state(self) -> str:
-        """`"starting"`, `"idle"`, `"busy"`, `"closed"` or `"broken"`. To tell it of released handles is nobody's call."""
+        """`"starting"`, `"idle"`, `"busy"`, `"closed"` or `"broken"`."""
+        # To tell it of handles that died here is nobody's call.
         return State.IDLE.value if self._state is State.BUSY and self._releases.is_telling else self._state.value
 
     @property
