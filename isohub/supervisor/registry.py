@@ -21,6 +21,7 @@ from isohub.supervisor.background import Background
 from isohub.supervisor.launch import ForkServer
 from isohub.supervisor.proxies import Proxies
 from isohub.supervisor.restart import Restart
+from isohub.supervisor.sharing import Sharing
 from isohub.supervisor.worker import CLOSE_GRACE_S, Worker
 from isohub.wire.messages import Prepare
 
@@ -59,6 +60,7 @@ class Registry:
         self._workers: list[Worker] = []
         self._forkserver = ForkServer()
         self._background = Background()
+        self._sharing = Sharing()
         self._at_exit = False
 
     def __repr__(self) -> str:
@@ -137,6 +139,7 @@ class Registry:
         with self._lock:
             self._slots.clear()
             self._workers.clear()
+        self._sharing.close()
         self._background.stop()
         self._forkserver.close()
 
@@ -183,7 +186,7 @@ class Registry:
             lease = Lease.acquire(checkout)  # before anybody knows of the worker: the checkout may be gone
             try:
                 worker = Worker(label, isolation, self._background, Services(str(checkout.repo)))
-                worker.lease, worker.checkout = lease, checkout
+                worker.lease, worker.checkout, worker.sharing = lease, checkout, self._sharing
                 worker.border.proxies = self._make_proxies(worker, checkout)
                 with self._lock:
                     self._workers.append(worker)
@@ -208,6 +211,7 @@ class Registry:
         for worker in self._workers:
             worker.forget()
         self._forkserver.forget()
+        self._sharing.forget()
         self._background.abandon()
         # Models of the parent's that came along keep their own `Worker`, which refuses to be used here.
         self._forget()
@@ -217,4 +221,5 @@ def _settings(isolation: Isolation) -> tuple[object, ...]:
     """Return what makes two workers of one checkout differ. A worker has one deadline for all its calls."""
     environ = tuple(sorted(isolation.env.items(), key=str))
     limits = (isolation.timeout_s, isolation.memory_bytes, isolation.open_files, isolation.results)
-    return (isolation.setup, environ, isolation.threads, isolation.restart, *limits)
+    memory = (isolation.restart, isolation.share_equal_weights)
+    return (isolation.setup, environ, isolation.threads, *memory, *limits)

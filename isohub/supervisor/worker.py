@@ -43,6 +43,8 @@ from isohub.supervisor.post_mortem import STATUS_S, find_cause
 from isohub.supervisor.raised import exception
 from isohub.supervisor.releases import Releases
 from isohub.supervisor.restart import Restart
+from isohub.supervisor.shares import Shares
+from isohub.supervisor.sharing import Sharing
 from isohub.supervisor.starting import start
 from isohub.supervisor.status import WorkerStatus, status_of
 from isohub.supervisor.turns import Turn
@@ -74,6 +76,8 @@ class Worker:
         self.border = self.new_border()
         self.restart: Restart | None = None  # once it has started; None: its death is for good
         self.restarts = 0  # how often a new process was started in the place of one that died
+        self.sharing: Sharing | None = None  # finds weights that other workers have as well
+        self.shares: Shares | None = None
         self.calls = 0
         self.started_at = time.time()  # noqa: TID251 - a date to show, not a duration
         self.last_call_at: float | None = None
@@ -170,6 +174,8 @@ class Worker:
                 value, raised = self._exchange(due, verb, args, kwargs or {}, muted=muted, of=of, fields=fields)
         finally:
             self._turn.give()
+        if verb == "build" and self.sharing is not None:
+            self.sharing.look(self)
         if raised:
             raise raised.pop()  # from the list: else this frame and the exception would keep each other
         return value
@@ -199,6 +205,8 @@ class Worker:
             value = self.border.unpack(answer.payload) if isinstance(answer, Returned) else None
             # Afterwards: the worker may have let go of what it sends, such as a state dict.
             self.border.settle(answer.freed, answer.dropped)
+            if verb == "build" and self.sharing is not None and isinstance(answer, Returned):
+                self.sharing.note(self, answer.payload.blocks)
         refused = self._services.refused(answer.refusal if isinstance(answer, Raised) else 0)
         if verb != "release":  # that is nobody's call
             self.calls, self.last_call_at = self.calls + 1, time.time()  # noqa: TID251 - a date as well
@@ -373,6 +381,8 @@ class Worker:
             connection.process.kill()
             connection.close()
             self.border.close()
+            if self.sharing is not None:
+                self.sharing.left(self)
             self._services.close()
             if self.lease is not None and not self.alive:  # else the next process needs the checkout
                 self.lease.close()

@@ -14,6 +14,8 @@
       |  <---------------------- Callback  |       (likewise; then any number of whole exchanges, and at last)
       |  Request resume | throw ------->   |
       |  <------------- Returned | Raised  |
+      |  Share, descriptors | Unshare ->   |     between any of these, while the worker has nothing to say
+      |  <------------- Returned | Raised  |
 
 Descriptors go from parent to worker only. The parent makes every segment, so there is no descriptor
 of a worker's that it would have to trust, and it never receives one.
@@ -46,8 +48,10 @@ __all__ = [
     "Refused",
     "Request",
     "Returned",
+    "Share",
     "TorchState",
     "TreeChange",
+    "Unshare",
     "Verb",
 ]  # fmt: skip
 
@@ -251,6 +255,34 @@ class Refused(Struct, tag=True, frozen=True):
     number: int
 
 
+class Share(Struct, tag=True, frozen=True):
+    """Parts of a segment of weights are equal to those of another worker: both are to use one copy of them.
+
+    The first descriptor is that of the copy. The first time the watcher's socket and its notes follow. The answer
+    returns whether it was done.
+
+    Attributes:
+        segment: Number of the segment.
+        nbytes: Size of the copy in bytes.
+        parts: (offset in the segment, length, offset in the copy, place of the note, place of the count), in bytes.
+    """
+
+    segment: int
+    nbytes: int
+    parts: list[tuple[int, int, int, int, int]]
+
+
+class Unshare(Struct, tag=True, frozen=True):
+    """Somebody wrote to weights that are in a common copy: they are to be this worker's own again.
+
+    Attributes:
+        parts: (segment, offset in it, what becomes of what was written here: all that is here is to `fill` the
+            segment, what is changed here is to `merge` into it, or there is nothing, and the memory is to `swap`).
+    """
+
+    parts: list[tuple[int, int, Literal["fill", "merge", "swap"]]]
+
+
 class Hello(Struct, tag=True, frozen=True, kw_only=True):
     """The worker process is up."""
 
@@ -373,5 +405,5 @@ class Raised(Struct, tag=True, frozen=True, kw_only=True, omit_defaults=True):
     dropped: list[int] = []
 
 
-FromParent = Prepare | Request | Granted | FilesAt | Refused
+FromParent = Prepare | Request | Granted | FilesAt | Refused | Share | Unshare
 FromWorker = Hello | NeedSegment | NeedFiles | Callback | Returned | Raised
