@@ -90,9 +90,7 @@ class Isolation:
         if not isinstance(self.dedicated, bool):
             raise TypeError(f"Isolation(dedicated=...) takes True or False, not {self.dedicated!r}")
         if not isinstance(self.share_equal_weights, bool):
-            raise TypeError(
-                f"Isolation(share_equal_weights=...) takes True or False, not {self.share_equal_weights!r}"
-            )
+            raise TypeError(f"Isolation(share_equal_weights=...) takes True or False, not {self.share_equal_weights!r}")
         if self.results not in ("shared", "frozen"):
             raise ValueError(f'Isolation(results=...) must be "shared" or "frozen", not {self.results!r}')
         if self.restart not in ("on-crash", "never"):

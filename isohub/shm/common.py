@@ -26,8 +26,10 @@ from isohub.shm import pages
 from isohub.shm.segment import Segment, seal, write_at
 from isohub.shm.write_watch import Part, WriteWatch
 
-__all__ = ["Common", "Piece", "Role", "SharedSegment"]
+__all__ = ["COMMON_NAME", "Common", "Piece", "Role", "SharedSegment"]
 
+# What the system shows of a mapping of a common copy.
+COMMON_NAME = "isohub-equal"
 # "fill": write all that is here to the live pages. "merge": write what is changed here. "swap": take what is there.
 Role = Literal["fill", "merge", "swap"]
 # Who cannot wait until a part is replaced makes it be tried again.
@@ -42,14 +44,14 @@ class Piece(NamedTuple):
         nbytes: How long it is.
         at: Where it begins in the copy.
         note: The place of its note, among those of this process.
-        count: Where its notes are counted.
+        counter: Where its notes are counted.
     """
 
     offset: int
     nbytes: int
     at: int
     note: int
-    count: int
+    counter: int
 
 
 class Common:
@@ -84,7 +86,7 @@ class Common:
             OSError: There is no memory left.
         """
         total = sum(nbytes for _, nbytes in memory)
-        fd = os.memfd_create("isohub-equal", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        fd = os.memfd_create(COMMON_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(fd, total)
             at = 0
@@ -127,7 +129,7 @@ class SharedSegment:
 
     def part(self, piece: Piece) -> Part:
         """Return the range of this process's memory that a piece is."""
-        return Part(self.address + piece.offset, piece.nbytes, piece.note, piece.count)
+        return Part(self.address + piece.offset, piece.nbytes, piece.note, piece.counter)
 
     def guard(self, pieces: list[Piece], watch: WriteWatch) -> None:
         """Have it noted if somebody writes to pieces that are still live.

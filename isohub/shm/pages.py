@@ -73,7 +73,7 @@ def map_base(fd: int, nbytes: int) -> int:
 
 
 def as_private(address: int, nbytes: int, fd: int, offset: int) -> Replacement:
-    """Return what has whole pages at `address` show sealed memory from `offset` on; what is written there stays here."""
+    """Return what has whole pages at `address` show sealed memory from `offset` on; writes to them stay here."""
     flags = mmap.MAP_PRIVATE | _MAP_FIXED | _MAP_NORESERVE
     return _held.mmap, (address, nbytes, _READ_WRITE, flags, fd, offset)
 

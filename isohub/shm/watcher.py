@@ -130,7 +130,8 @@ class _Client:
             raise OSError("no descriptor")
         self._uffd = numbers[0]
         # A worker may send what it likes.
-        if os.readlink(f"/proc/self/fd/{self._uffd}") != "anon_inode:[userfaultfd]":
+        name = os.readlink(f"/proc/self/fd/{self._uffd}")  # noqa: PTH115 - it has little, and keeps it so
+        if name != "anon_inode:[userfaultfd]":
             raise OSError("another kind of descriptor")
         os.set_blocking(self._uffd, False)
         self._sock.send(YES)

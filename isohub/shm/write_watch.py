@@ -41,13 +41,13 @@ class Part(NamedTuple):
         address: Where it is; a whole page.
         nbytes: How long; whole pages.
         note: The place in the notes that says whether it was written to.
-        count: The place in the notes where such writes are counted.
+        counter: The place in the notes where such writes are counted.
     """
 
     address: int
     nbytes: int
     note: int
-    count: int
+    counter: int
 
 
 class Notes:

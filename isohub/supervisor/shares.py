@@ -134,10 +134,9 @@ class Shares:
         for number, pieces in self._pieces([(place, 0) for place in places]).items():
             self._segment(number).guard(pieces, watcher.watch)
 
-    def unguard(self, watcher: Watcher, places: list[Place]) -> None:
-        """Let live places be unwatched again."""
-        for place in places:
-            watcher.watch.leave(place.address, place.nbytes)
+    def unguard(self, watcher: Watcher, place: Place) -> None:
+        """Let a live place be unwatched again."""
+        watcher.watch.leave(place.address, place.nbytes)
 
     def join(self, watcher: Watcher, common: Common, placed: list[tuple[Place, int]], *, guarded: bool) -> None:
         """Put live places on a common copy that is equal to them, here and in the worker, whose turn this thread has.

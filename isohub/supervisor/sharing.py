@@ -153,21 +153,21 @@ class Sharing:
             pairs = pairs[: min(shares.room(), other.room())]
             # First they are guarded, and compared afterwards: whatever is written meanwhile is noted.
             other.guard(watcher, [theirs for _, theirs in pairs])
-            equal, differ = [], []
+            equal: list[tuple[Place, Place, int]] = []
+            at = 0
             for mine, theirs in pairs:
-                same = mine.there and theirs.there and is_equal(mine.address, theirs.address, mine.nbytes)
-                (equal if same else differ).append((mine, theirs))
-            other.unguard(watcher, [theirs for _, theirs in differ])
+                if mine.there and theirs.there and is_equal(mine.address, theirs.address, mine.nbytes):
+                    equal.append((mine, theirs, at))
+                    at += mine.nbytes
+                    other.live[theirs.key].remove(theirs)
+                else:
+                    other.unguard(watcher, theirs)
             if not equal:
                 return
-            common = Common.of([(theirs.address, theirs.nbytes) for _, theirs in equal])
-            at, offsets = 0, []
-            for _, theirs in equal:
-                offsets.append(at)
-                at += theirs.nbytes
-                other.live[theirs.key].remove(theirs)
-            other.join(watcher, common, [(one[1], at) for one, at in zip(equal, offsets, strict=True)], guarded=True)
-            placed = [(mine, at) for (mine, theirs), at in zip(equal, offsets, strict=True) if other.has(theirs)]
+            common = Common.of([(theirs.address, theirs.nbytes) for _, theirs, _ in equal])
+            other.join(watcher, common, [(theirs, at) for _, theirs, at in equal], guarded=True)
+            # What did not join was written to meanwhile, so that the copy may be of two times.
+            placed = [(mine, at) for mine, theirs, at in equal if other.has(theirs)]
             shares.join(watcher, common, placed, guarded=False)
             for place, at in placed:
                 self._commons.setdefault(place.key, []).append((weakref.ref(common), at))

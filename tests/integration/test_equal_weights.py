@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
-import signal
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,114 +9,25 @@ import pytest
 import torch
 
 import isohub
-from isohub import api
-from tests.helpers.repos import make_repo, url
-from tests.helpers.waiting import until
+from tests.helpers.equal_weights import (
+    TENSOR_BYTES,
+    WEIGHTS_BYTES,
+    by_numpy,
+    by_tensor,
+    equal_bytes,
+    loader,
+    seen,
+    use,
+    weights_memory,
+)
 
 pytestmark = [pytest.mark.usefixtures("one_thread")]
 
-HUBCONF = """
-import threading
-import torch
-from torch import nn
-
-class Net(nn.Module):
-    def __init__(self, last):
-        super().__init__()
-        # 4 times 4 MiB, no two of them alike, beside small ones.
-        for number in range(4):
-            values = torch.arange(1 << 20).remainder(1009 + number).reshape(1024, 1024) / 1024 - 0.5
-            if number == 3:
-                values += last
-            setattr(self, f"w{number}", nn.Parameter(values))
-        self.register_buffer("steps", torch.zeros(1 << 20))
-        self.relu = nn.ReLU()
-        self.bias = nn.Parameter(torch.zeros(1024))
-
-    def forward(self, x):
-        for number in range(4):
-            x = torch.tanh(x @ getattr(self, f"w{number}")) + self.bias
-        return x
-
-    def count(self, place):
-        self.steps[place] += 1
-
-    def add(self, number, value):
-        with torch.no_grad():
-            getattr(self, f"w{number}").view(-1)[-1] += value
-
-    def add_around_relu(self, number, value):
-        self.add(number, value / 2)
-        self.relu(torch.zeros(1))
-        self.add(number, value / 2)
-
-    def count_around_relu(self):
-        self.count(0)
-        self.relu(torch.zeros(1))
-        self.count(0)
-        return float(self.steps[0])
-
-    def sums(self):
-        return [float(getattr(self, f"w{number}").double().sum()) for number in range(4)]
-
-def net(last=0.0):
-    return Net(last)
-
-def busy():
-    thread = threading.Thread(target=threading.Event().wait, daemon=True)
-    thread.start()
-    return Net(0.0)
-"""
-TENSOR_BYTES = 4 << 20
-WEIGHTS_BYTES = 5 * TENSOR_BYTES
-
 
 @pytest.fixture
-def repo(tmp_path: Path, forkserver: int) -> Path:
-    return make_repo(tmp_path / "owner" / "repo", {f"v{n}": {"hubconf.py": f"# {n}\n{HUBCONF}"} for n in range(4)})
-
-
-@pytest.fixture
-def load(repo: Path) -> Callable[..., torch.nn.Module]:
+def load(tmp_path: Path, forkserver: int) -> Callable[..., torch.nn.Module]:
     """A function that loads the model of version `number`."""
-
-    def load(number: int, name: str = "net", /, *, isolate: isohub.Isolation | None = None, last: float = 0.0):
-        kwargs = {} if name == "busy" else {"last": last}
-        return isohub.load(url(repo, f"v{number}"), name, isolate=isolate or isohub.Isolation(), **kwargs)
-
-    return load
-
-
-def equal_bytes() -> list[int]:
-    """Return how much of each worker's weights is kept once, in the order in which they were loaded."""
-    return [worker.status().equal_weights_bytes for worker in isohub.workers()]
-
-
-def weights_memory() -> int:
-    """Return the memory that all segments take, here and in all workers."""
-    total = 0
-    for pid in (os.getpid(), *(worker.pid for worker in isohub.workers())):
-        text = Path(f"/proc/{pid}/smaps").read_text()
-        for mapping in re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", text):
-            if "memfd:isohub" in mapping.partition("\n")[0]:
-                total += int(re.search(r"^Pss: +(\d+) kB", mapping, re.MULTILINE)[1]) << 10
-    return total
-
-
-def use(model: torch.nn.Module) -> list[float]:
-    """Have the worker look at all weights, and return what it sees."""
-    return model.sums()
-
-
-def seen(model: torch.nn.Module) -> list[float]:
-    """Return what is seen here, in the same form."""
-    return [float(getattr(model, f"w{number}").detach().double().sum()) for number in range(4)]
-
-
-def watcher() -> int:
-    pid = api._registry._sharing.watcher_pid
-    assert pid is not None
-    return pid
+    return loader(tmp_path)
 
 
 def test_once(load: Callable[..., torch.nn.Module]):
@@ -152,17 +59,8 @@ def test_one_tensor_differs(load: Callable[..., torch.nn.Module]):
     assert seen(models[0])[3] != seen(models[1])[3]
 
 
-def by_tensor(model: torch.nn.Module) -> None:
-    with torch.no_grad():
-        model.w1[1023, 1023] += 8
-
-
 def by_data(model: torch.nn.Module) -> None:
     model.w1.data[0, 0] = 8
-
-
-def by_numpy(model: torch.nn.Module) -> None:
-    model.w1.detach().numpy()[512, 512] = 8
 
 
 def by_view(model: torch.nn.Module) -> None:
@@ -264,76 +162,6 @@ def test_one_page_by_both(load: Callable[..., torch.nn.Module]):
     assert models[0].steps[:3].tolist() == [0.0, 0.0, 0.0]
 
 
-@pytest.mark.parametrize("how", ["closed", "killed"])
-@pytest.mark.parametrize("which", [0, 1])
-def test_one_ends(load: Callable[..., torch.nn.Module], how: str, which: int):
-    """When a worker ends, what this program has of its weights stays, and the others go on."""
-    models = [load(0), load(1), load(2)]
-    before = seen(models[0])
-    models[which].w0.data[0, 0] = 3
-    mine = seen(models[which])
-    worker = isohub.workers()[which]
-    if how == "closed":
-        worker.close()
-    else:
-        os.kill(worker.pid, signal.SIGKILL)
-        with pytest.raises(isohub.errors.BrokenWorkerError):
-            use(models[which])
-
-    assert mine == seen(models[which])
-    models[which].w1.data[0, 0] = 4  # nobody else's any more
-    others = [model for model in models if model is not models[which]]
-    assert [before, before] == [seen(model) for model in others] == [use(model) for model in others]
-    by_tensor(others[0])
-    assert seen(others[0]) == use(others[0])
-    assert before == seen(others[1]) == use(others[1])
-
-
-def test_watcher_killed(load: Callable[..., torch.nn.Module]):
-    """When the watcher is killed, every write is seen none the less, and nothing is shared from then on."""
-    models = [load(0), load(1)]
-    before = seen(models[0])
-    by_tensor(models[0])
-    os.kill(watcher(), signal.SIGKILL)
-    until(lambda: not api._registry._sharing._watcher.notes.alive)
-    by_numpy(models[0])
-    models[1].add(3, 2)
-
-    assert seen(models[0]) == use(models[0])
-    assert [*before[:3], before[3] + 2] == seen(models[1]) == use(models[1])
-    assert equal_bytes() == [0, 0]
-    models.append(load(2))
-    assert before == seen(models[2]) == use(models[2])
-    assert equal_bytes() == [0, 0, 0]
-
-
-@pytest.mark.parametrize(
-    "isolation",
-    [
-        isohub.Isolation(share_equal_weights=False),
-        isohub.Isolation(restart="on-crash"),
-        isohub.Isolation(memory_bytes=1 << 30),
-    ],
-    ids=["off", "restart", "memory_bytes"],
-)
-def test_not_shared(load: Callable[..., torch.nn.Module], isolation: isohub.Isolation):
-    """Weights are live where the program asks for it, and where a limit or a successor needs them live."""
-    models = [load(0), load(1, isolate=isolation), load(2, isolate=isolation)]
-
-    assert equal_bytes() == [0, 0, 0]
-    by_tensor(models[1])
-    assert seen(models[1]) == use(models[1])
-    assert api._registry._sharing.watcher_pid is None
-
-
-def test_threads_there(load: Callable[..., torch.nn.Module]):
-    """A worker whose code runs threads, which may write at any time, keeps its weights live."""
-    models = [load(0), load(1, "busy"), load(2)]
-
-    assert equal_bytes() == [WEIGHTS_BYTES, 0, WEIGHTS_BYTES]
-    assert seen(models[0]) == use(models[0]) == seen(models[1]) == use(models[1]) == use(models[2])
-
-
 def test_several_workers_of_one_commit(load: Callable[..., torch.nn.Module]):
     """Workers of one commit, and loads of one worker, have one copy."""
     own = isohub.Isolation(dedicated=True)
@@ -368,83 +196,6 @@ def test_training(load: Callable[..., torch.nn.Module]):
         assert torch.equal(one, other)
     assert seen(models[0]) == use(models[0])
     assert before == seen(models[1]) == use(models[1])
-
-
-@pytest.mark.parametrize("writer", ["tensor", "numpy"])
-def test_writes_meanwhile(load: Callable[..., torch.nn.Module], writer: str):
-    """Nothing of what other threads write is lost while a part is split, nor while it is shared."""
-    first = load(0)
-    done = threading.Event()
-    counts = []
-
-    def write() -> None:
-        memory = first.w0.detach()
-        step = memory.add_ if writer == "tensor" else memory.numpy().reshape(-1)[::997].__iadd__
-        count = 0
-        while not done.is_set() or count < 20:
-            step(1)
-            count += 1
-        counts.append(count)
-
-    before = first.w0.detach().view(-1)[::997].double().clone()
-    thread = threading.Thread(target=write)
-    thread.start()
-    try:
-        second = load(1)  # compares them, and may share them, while they change
-        for number in range(1, 4):
-            use(first)
-            first.add(number, 1)
-    finally:
-        done.set()
-        thread.join()
-
-    now = first.w0.detach().view(-1)[::997].double()
-    assert torch.allclose(before + counts[0], now, atol=0.5, rtol=0)
-    assert seen(first) == use(first)
-    assert seen(second) == use(second)
-
-
-def test_split_while_written(load: Callable[..., torch.nn.Module]):
-    """Nothing of what other threads write to a part that is shared is lost when it goes live."""
-    models = [load(0), load(1)]
-    assert equal_bytes() == [WEIGHTS_BYTES, WEIGHTS_BYTES]
-    memory = models[0].steps
-    started, counts = threading.Event(), []
-
-    def write() -> None:
-        for count in range(400):
-            memory.add_(1)
-            if count == 2:
-                started.set()
-        counts.append(400)
-
-    thread = threading.Thread(target=write)
-    thread.start()
-    started.wait()
-    while thread.is_alive():
-        use(models[0])
-    thread.join()
-
-    assert torch.equal(torch.full_like(memory, 400), memory)
-    assert equal_bytes() == [WEIGHTS_BYTES - TENSOR_BYTES, WEIGHTS_BYTES]
-    models[0].count(1)
-    assert float(memory[1]) == 401
-    assert float(models[1].steps.sum()) == 0
-
-
-def test_fork(load: Callable[..., torch.nn.Module]):
-    """A fork of this program sees the weights, and its end changes nothing here."""
-    models = [load(0), load(1)]
-    before = seen(models[0])
-    pid = os.fork()
-    if pid == 0:
-        models[0].w0.data[0, 0] = 9
-        os._exit(0 if float(models[1].w0.detach()[0, 0]) != 9 else 1)
-
-    assert os.waitpid(pid, 0)[1] == 0
-    by_tensor(models[1])
-    assert before == seen(models[0]) == use(models[0])
-    assert seen(models[1]) == use(models[1])
 
 
 def test_copies(load: Callable[..., torch.nn.Module]):
