@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from isohub.shm import pages, watcher
 from isohub.shm.common import Common, Piece, SharedSegment
@@ -183,3 +184,64 @@ def test_notes_are_for_reading(scene: Scene):
     """Nobody but the watcher can write to the notes."""
     with pytest.raises(PermissionError):
         os.write(scene.watching.notes_fd, b"\0")
+
+
+def slow_write(memory: torch.Tensor) -> threading.Thread:
+    """Start something that writes to all of `memory`, bit by bit, for longer than any copy of it takes."""
+    thread = threading.Thread(target=memory.digamma_)
+    thread.start()
+    return thread
+
+
+def test_going_live_under_a_write(scene: Scene, one_thread: None):
+    """A write that is under way while its part goes live is done whole: its end lands in the new memory."""
+    nbytes = 16 << 20
+    fd = create_memfd(nbytes)
+    segment = Segment(2, fd, nbytes)
+    os.close(fd)
+    memory = torch.frombuffer(segment.view(0, nbytes), dtype=torch.float64)
+    memory.copy_(torch.arange(1, memory.numel() + 1))
+    expected = memory.clone().digamma_()
+    found, common = SharedSegment(segment), Common.of([(segment.address, nbytes)])
+    found.share(common, common.fd, [Piece(0, nbytes, 0, NOTE, COUNTER)], scene.watching.watch, guarded=False)
+    thread = slow_write(memory)
+    until(lambda: scene.watching.notes.written[NOTE])
+    found.go_live(0, "fill", scene.watching.watch)
+    was_under_way = thread.is_alive()
+    thread.join()
+
+    assert was_under_way
+    assert torch.equal(expected, memory)
+    assert ctypes.string_at(found._live, nbytes) == ctypes.string_at(expected.data_ptr(), nbytes)
+
+
+@pytest.mark.parametrize("when", ["before", "under way"])
+def test_written_while_it_is_guarded(scene: Scene, one_thread: None, when: str):
+    """A part that somebody writes to after it is guarded stays live, and nothing of that is lost."""
+    memory = torch.frombuffer(scene.segment.view(0, NBYTES), dtype=torch.float64)
+    memory.copy_(torch.arange(1, memory.numel() + 1))
+    found, common = SharedSegment(scene.segment), Common.of([(scene.segment.address, NBYTES)])
+    expected = memory.clone().digamma_()
+    found.guard([PIECE], scene.watching.watch)
+    thread = slow_write(memory)
+    until(lambda: scene.watching.notes.written[NOTE])
+    if when == "before":
+        thread.join()
+    stayed = found.share(common, common.fd, [PIECE], scene.watching.watch, guarded=True)
+    thread.join()
+
+    assert stayed == [PIECE]
+    assert torch.equal(expected, memory)
+    assert ctypes.string_at(found._live, NBYTES) == ctypes.string_at(expected.data_ptr(), NBYTES)
+    memory[0] = 1  # nobody waits for an answer any more
+
+
+def test_pages_of_its_own(scene: Scene):
+    """A page that was written to before anybody watched is found by itself."""
+    found, common = SharedSegment(scene.segment), Common.of([(scene.segment.address, NBYTES)])
+    pages.replace(pages.as_private(scene.segment.address, NBYTES, common.fd, 0))
+    bytes(scene.segment.view(0, NBYTES))
+    before = found.touched([PIECE])
+    scene.segment.view(20 * pages.PAGE_BYTES, 1)[0] = 1
+
+    assert (before, found.touched([PIECE])) == ([], [PIECE])
