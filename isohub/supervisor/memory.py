@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from isohub.shm.common import COMMON_NAME
+from isohub.shm.common_copy import COMMON_NAME
 
 __all__ = ["Memory", "memory_of"]
 

@@ -6,7 +6,7 @@ import weakref
 from typing import TYPE_CHECKING, NamedTuple
 
 from isohub.errors import RemoteProtocolError
-from isohub.shm.common import Common, Piece, Role, SharedSegment
+from isohub.shm.common_copy import Common, Piece, Role, SharedSegment
 from isohub.shm.pages import PAGE_BYTES
 from isohub.shm.watcher import ALIVE_AT
 from isohub.supervisor.deadlines import nearest

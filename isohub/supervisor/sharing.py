@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from isohub.errors import IsohubError
-from isohub.shm.common import Common
+from isohub.shm.common_copy import Common
 from isohub.shm.pages import PAGE_BYTES, is_equal, padded_to_pages
 from isohub.shm.write_watch import NOTES_BYTES
 from isohub.supervisor.shares import Key, Place, Shares

@@ -1,4 +1,4 @@
-"""Weights that this worker has in common with others; see `isohub.shm.common`."""
+"""Weights that this worker has in common with others; see `isohub.shm.common_copy`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import socket
 import threading
 import weakref
 
-from isohub.shm.common import Common, Piece, SharedSegment
+from isohub.shm.common_copy import Common, Piece, SharedSegment
 from isohub.shm.residents import Residents
 from isohub.shm.write_watch import Notes, WriteWatch
 from isohub.wire.messages import Payload, Share, Unshare

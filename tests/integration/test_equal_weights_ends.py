@@ -24,6 +24,7 @@ from tests.helpers.equal_weights import (
     use,
     watcher,
 )
+from tests.helpers.programs import Program
 from tests.helpers.waiting import until
 
 pytestmark = [pytest.mark.usefixtures("one_thread")]
@@ -180,3 +181,32 @@ def test_fork(load: Callable[..., torch.nn.Module]):
     by_tensor(models[1])
     assert before == seen(models[0]) == use(models[0])
     assert seen(models[1]) == use(models[1])
+
+
+PROGRAM = """
+import json, os, sys, torch, isohub
+from isohub import api
+torch.set_num_threads(1)
+models = [isohub.load(sys.argv[1].replace("@v0", f"@v{number}"), "net") for number in range(2)]
+pids = [worker.pid for worker in isohub.workers()] + [api._registry.forkserver_pid, api._registry._sharing.watcher_pid]
+print(json.dumps({"pids": pids}), flush=True)
+if sys.argv[2] == "wait":
+    input()
+"""
+
+
+@pytest.mark.parametrize("how", ["ends", "killed"])
+def test_program_ends(load: Callable[..., torch.nn.Module], tmp_path: Path, how: str):
+    """When the program ends, or is killed, nothing of it is left, the watcher included."""
+    script = tmp_path / "program.py"
+    script.write_text(PROGRAM)
+    repo = f"git+file://{tmp_path}/owner/repo@v0"
+    program = Program([str(script), repo, "wait" if how == "killed" else "end"], tmp_path / "tmp")
+    try:
+        assert len(program.told()["pids"]) == 4
+        if how == "killed":
+            program.process.kill()
+        program.process.wait(60)
+        assert program.left() == []
+    finally:
+        program.close()

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from isohub.shm import pages, watcher
-from isohub.shm.common import Common, Piece, SharedSegment
+from isohub.shm.common_copy import Common, Piece, SharedSegment
 from isohub.shm.segment import Segment, create_memfd
 from isohub.shm.write_watch import Part, WriteWatch
 from isohub.supervisor.watching import Watcher
