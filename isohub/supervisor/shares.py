@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 import weakref
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -9,7 +11,7 @@ from isohub.errors import RemoteProtocolError
 from isohub.shm.common_copy import Common, Piece, Role, SharedSegment
 from isohub.shm.pages import PAGE_BYTES
 from isohub.shm.watcher import ALIVE_AT
-from isohub.supervisor.deadlines import nearest
+from isohub.supervisor.deadlines import Deadline
 from isohub.supervisor.watching import Watcher
 from isohub.wire.messages import Returned, Share, Unshare
 from isohub.wire.specs import Block
@@ -18,14 +20,14 @@ if TYPE_CHECKING:
     from isohub.supervisor.connection import Connection
     from isohub.supervisor.worker import Worker
 
-__all__ = ["Key", "Place", "Shares"]
+__all__ = ["SHARE_S", "Key", "Place", "Shares"]
 
 # Each end of a worker has a page of the notes: a count, and then a byte for each part.
 _FIRST_NOTE = 64
 # A part that has gone live between two others is a mapping of its own, and a process has some 65,000.
 MAX_PARTS = 2000
-# How long a worker may take to replace its pages, where no deadline comes first.
-_SHARE_S = 60.0
+# How long a worker may take to replace its pages.
+SHARE_S = 60.0
 
 Key = tuple[int, bytes]
 
@@ -77,6 +79,7 @@ class Shares:
         self.watcher: Watcher | None = None
         self.pages = (0, 0)  # in the notes: of what happens here, and in the worker
         self._notes: dict[tuple[int, int], int] = {}
+        self._free_notes = list(range(_FIRST_NOTE + MAX_PARTS, _FIRST_NOTE, -1))
         self._seen = (0, 0, 0)
         self._touched: set[tuple[int, int]] = set()
         self._introduced = self._busy = False
@@ -156,22 +159,16 @@ class Shares:
         connection = worker._connected()
         for number, pieces in self._pieces(placed).items():
             shared = self._segment(number)
-            if not self._ask_to_share(connection, watcher, common, number, pieces):
-                if guarded:
-                    shared.unguard(pieces, watcher.watch)
-                continue
-            connection.shares = self  # from now on it looks whether somebody wrote
             try:
-                stayed = shared.share(common, common.fd, pieces, watcher.watch, guarded=guarded)
-            except OSError:
-                stayed = pieces
-            if stayed:
-                self._guarded_ask(connection, Unshare([(number, piece.offset, "swap") for piece in stayed]), ())
-            here = [piece for piece in pieces if piece not in stayed]
-            for piece in shared.touched(here):
-                self._touched.add((number, piece.offset))
-                self._seen = (-1, -1, -1)
-            shared.punch([piece for piece in here if (number, piece.offset) not in self._touched])
+                if self._ask_to_share(connection, watcher, common, number, pieces):
+                    connection.shares = self  # from now on it looks whether somebody wrote
+                    self._share_here(connection, watcher, common, number, pieces, guarded=guarded)
+                elif guarded:
+                    shared.unguard(pieces, watcher.watch)
+            except BaseException:
+                # Ctrl-C, say: nobody knows whether both see the same memory.
+                worker.kill()
+                raise
 
     def has(self, place: Place) -> bool:
         """Return whether a place is in a common copy."""
@@ -179,8 +176,15 @@ class Shares:
         return shared is not None and place.offset in shared.pieces
 
     def room(self) -> int:
-        """Return how many more parts can be watched."""
-        return MAX_PARTS - len(self._notes)
+        """Return how many more parts can be watched; what the worker has let go of counts no more."""
+        worker = self.worker
+        for key in [key for key in self._notes if worker is None or worker.border.residents.get(key[0]) is None]:
+            self._free_notes.append(self._notes.pop(key))
+        for like, places in list(self.live.items()):
+            self.live[like] = [place for place in places if place.there]
+            if not self.live[like]:
+                del self.live[like]
+        return len(self._free_notes)
 
     def close(self) -> None:
         """Know that the worker is gone: what is seen here stays as it is. May be called again."""
@@ -191,6 +195,35 @@ class Shares:
             for shared in list(self.segments.values()):
                 shared.unguard([piece for piece, _ in shared.pieces.values()], watcher.watch)
         self.segments.clear()
+
+    def _share_here(
+        self,
+        connection: Connection,
+        watcher: Watcher,
+        common: Common,
+        number: int,
+        pieces: list[Piece],
+        *,
+        guarded: bool,
+    ) -> None:
+        """Put pieces on a common copy here, where the worker has done so."""
+        shared = self._segment(number)
+        try:
+            stayed = shared.share(common, common.fd, pieces, watcher.watch, guarded=guarded)
+        except OSError:
+            stayed = pieces
+        if stayed:
+            self._guarded_ask(connection, Unshare([(number, piece.offset, "swap") for piece in stayed]), ())
+        here = [piece for piece in pieces if piece not in stayed]
+        try:
+            touched = shared.touched(here)
+        except OSError:  # nobody can tell
+            touched = here
+        if touched:
+            self._touched |= {(number, piece.offset) for piece in touched}
+            self._seen = (-1, -1, -1)  # looks as if it had moved
+        with contextlib.suppress(OSError):  # then they are kept
+            shared.punch([piece for piece in here if piece not in touched])
 
     def _counts(self, watcher: Watcher) -> tuple[int, int, int]:
         counts, (ours, theirs) = watcher.notes.counts, self.pages
@@ -225,14 +258,19 @@ class Shares:
         share = Share(number, common.nbytes, parts)
         if self._introduced:
             return self._guarded_ask(connection, share, (common.fd,))
-        with watcher.introduce(theirs, theirs + PAGE_BYTES) as sock:
+        try:
+            sock = watcher.introduce(theirs, theirs + PAGE_BYTES)
+        except OSError:  # it was killed just now, or there are no descriptors left
+            return False
+        with sock:
             descriptors = (common.fd, sock.fileno(), watcher.notes_fd)
             self._introduced = self._guarded_ask(connection, share, descriptors)
         return self._introduced
 
     def _guarded_ask(self, connection: Connection, message: Share | Unshare, descriptors: tuple[int, ...]) -> bool:
-        worker, due = self.worker, nearest(_SHARE_S)
-        assert worker is not None and due is not None
+        # Not the caller's deadline: it would end a worker that has nothing to do with it.
+        worker, due = self.worker, Deadline(time.monotonic() + SHARE_S, SHARE_S)
+        assert worker is not None, "it is being asked"
         with worker._guarded(due):
             return self._ask(connection, message, descriptors, due.at)
 
@@ -259,7 +297,9 @@ class Shares:
         for place, at in placed:
             if place.there:
                 key = place.segment, place.offset
-                note = self.pages[0] + self._notes.setdefault(key, _FIRST_NOTE + len(self._notes))
+                if key not in self._notes:
+                    self._notes[key] = self._free_notes.pop()
+                note = self.pages[0] + self._notes[key]
                 found.setdefault(place.segment, []).append(Piece(place.offset, place.nbytes, at, note, self.pages[0]))
         return found
 

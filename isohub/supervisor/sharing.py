@@ -27,7 +27,8 @@ from isohub.errors import IsohubError
 from isohub.shm.common_copy import Common
 from isohub.shm.pages import PAGE_BYTES, is_equal, padded_to_pages
 from isohub.shm.write_watch import NOTES_BYTES
-from isohub.supervisor.shares import Key, Place, Shares
+from isohub.supervisor.deadlines import nearest
+from isohub.supervisor.shares import SHARE_S, Key, Place, Shares
 from isohub.supervisor.watching import Watcher
 from isohub.wire.lifecycle import State
 from isohub.wire.specs import PAGED_BYTES, Block
@@ -41,6 +42,8 @@ __all__ = ["LEAST_BYTES", "Sharing"]
 LEAST_BYTES = 8 << 20
 # A part is copied while those who write to it wait.
 _MAX_PART_BYTES = 64 << 20
+# Whoever has set a deadline that is nearer than this has no time for it.
+_HURRIED_S = 5.0
 _SAMPLES, _SAMPLE_BYTES = 4, 64
 
 _logger = logging.getLogger("isohub.supervisor")
@@ -88,7 +91,9 @@ class Sharing:
         if shares is None or not shares.fresh:
             return
         with self._lock, _turn_of(shares) as free:
-            places = list(_places(shares)) if free else []
+            due = nearest(SHARE_S)
+            hurried = due is not None and due.left_s < _HURRIED_S
+            places = list(_places(shares)) if free and not hurried else []
             shares.fresh.clear()
             try:
                 self._share(shares, places)
@@ -202,6 +207,8 @@ class Sharing:
             self._watcher = Watcher()
         if not self._watcher.notes.alive:
             raise OSError("the process that watches over weights in common was killed")
+        if shares.watcher is not None and shares.watcher is not self._watcher:
+            raise OSError("the process that watches over weights in common has ended meanwhile")
         if shares.watcher is None:
             if len(self._free_pages) < 2:
                 raise OSError("too many workers have weights in common")

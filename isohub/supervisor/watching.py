@@ -106,7 +106,7 @@ class Watcher:
             return subprocess.Popen(
                 command,
                 pass_fds=(control_fd, self.notes_fd),
-                env={},
+                env={name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ},
                 stdin=null, stdout=null, stderr=null,
                 cwd="/",
                 start_new_session=True,  # Ctrl-C is the parent's business

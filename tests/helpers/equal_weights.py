@@ -59,7 +59,7 @@ class Net(nn.Module):
         return float(self.steps[0])
 
     def sums(self):
-        return [float(getattr(self, f"w{number}").double().sum()) for number in range(4)]
+        return [float(getattr(self, f"w{number}").detach().double().sum()) for number in range(4)]
 
 def net(last=0.0):
     return Net(last)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -181,6 +182,51 @@ def test_fork(load: Callable[..., torch.nn.Module]):
     by_tensor(models[1])
     assert before == seen(models[0]) == use(models[0])
     assert seen(models[1]) == use(models[1])
+
+
+def test_shared_again(load: Callable[..., torch.nn.Module]):
+    """Loads that come and go in two workers are shared each time, and nothing of them is kept."""
+    kept = [load(0), load(1)]
+    room = [worker.shares.room() for worker in isohub.workers()]
+    for _ in range(3):
+        models = [load(0, last=0.5), load(1, last=0.5)]
+        assert equal_bytes() == [2 * WEIGHTS_BYTES] * 2
+        assert seen(models[0]) == use(models[0]) == seen(models[1]) == use(models[1])
+        del models
+        gc.collect()
+        for model in kept:
+            use(model)  # the workers are told, and let go of them
+            use(model)
+    assert equal_bytes() == [WEIGHTS_BYTES] * 2
+    assert room == [worker.shares.room() for worker in isohub.workers()]
+
+
+def test_hurried(load: Callable[..., torch.nn.Module]):
+    """A load with a near deadline is not made longer, and no other worker is ended for it."""
+    models = [load(0)]
+    with isohub.deadline(4.9):
+        models.append(load(1))
+    models.append(load(2))
+
+    assert equal_bytes() == [WEIGHTS_BYTES, 0, WEIGHTS_BYTES]
+    assert seen(models[0]) == use(models[0]) == use(models[1]) == use(models[2])
+
+
+def test_after_shutdown(load: Callable[..., torch.nn.Module]):
+    """When everything is shut down, what is seen of the weights stays, and loads after that are shared anew."""
+    before = [load(0), load(1)]
+    expected = seen(before[0])
+    api._registry._sharing.close()  # as the end of the program does, also where a worker is busy
+    by_tensor(before[0])
+    assert seen(before[0]) == use(before[0]) != expected
+    assert expected == use(before[1])
+    assert equal_bytes() == [0, 0]
+    for worker in isohub.workers():
+        worker.close()
+    models = [load(0), load(1)]
+
+    assert equal_bytes() == [WEIGHTS_BYTES] * 2
+    assert expected == seen(before[1]) == seen(models[0]) == use(models[1])
 
 
 PROGRAM = """
