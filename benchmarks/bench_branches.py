@@ -2,18 +2,21 @@
 
     python benchmarks/bench_branches.py [--busy] [--quick | --save]
 
-Memory is what the program, its forkserver and its workers take together (the kernel's PSS), beyond what they
-took before: with a small model, and with weights of 100 MB that are equal in every ref. In parallel, as many
-models as processors, with one torch thread each, are called at once: isolated ones of as many refs from one
-thread by `isohub.gather`, and those in process from a thread each. A forward takes some milliseconds of Python
-and small operators, which is what threads of one process wait for each other with.
+Memory is what the program and all that it has started (its forkserver, its workers, the process that watches over
+weights in common) take together (the kernel's PSS), beyond what they took before: with a small model, and with
+weights of 100 MB that are equal in every ref; for these also the most that it was while they were loaded, looked at
+every 20 ms. In parallel, as many models as processors, with one torch thread each, are called at once: isolated
+ones of as many refs from one thread by `isohub.gather`, and those in process from a thread each. A forward takes
+some milliseconds of Python and small operators, which is what threads of one process wait for each other with.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +25,6 @@ import torch
 from common import Options, Result, interleave, pss_bytes, run
 
 import isohub
-from isohub import api
 from isohub.supervisor.memory import memory_of
 
 HUBCONF = """
@@ -73,22 +75,65 @@ def measure(options: Options, result: Result) -> None:
             result.measures[f"{count} refs, small model: private memory a ref, MB"] = megabytes(private)
             result.measures[f"{count} refs, small model: proportional memory a ref, MB"] = megabytes(proportional)
         for count in EQUAL_WEIGHTS_REFS[:2] if options.quick else EQUAL_WEIGHTS_REFS:
-            total, *_ = memory_with(repo, "weights", count)
+            with Peak() as peak:
+                total, *_ = memory_with(repo, "weights", count, peak)
             result.measures[f"{count} refs, equal weights of 100 MB: memory, MB"] = megabytes(total)
+            result.measures[f"{count} refs, equal weights of 100 MB: memory at its peak, MB"] = megabytes(peak.nbytes)
         measure_parallel(repo, options, result)
         isohub.shutdown()
 
 
-def memory_with(repo: Path, entrypoint: str, count: int) -> tuple[int, float, float]:
+class Peak:
+    """The most memory that this program and all that it has started take, beyond what they took before."""
+
+    def __init__(self) -> None:
+        self.nbytes = 0
+        self._before: int | None = None
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Peak:  # noqa: PYI034 - Self is of Python 3.11
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        if self._before is not None:
+            self._thread.join()
+
+    def start(self, before: int) -> None:
+        self._before = before
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._over.wait(0.02):
+            self.nbytes = max(self.nbytes, memory_of_all() - (self._before or 0))
+
+
+def memory_of_all() -> int:
+    """Return the memory of this program and of all that it has started."""
+    found, pids = [], [os.getpid()]
+    while pids:
+        found.append(pids.pop())
+        with contextlib.suppress(OSError):  # it has just ended
+            for task in Path(f"/proc/{found[-1]}/task").iterdir():
+                pids += map(int, (task / "children").read_text().split())
+    total = 0
+    for pid in found:
+        with contextlib.suppress(OSError):
+            total += pss_bytes(pid)
+    return total
+
+
+def memory_with(repo: Path, entrypoint: str, count: int, peak: Peak | None = None) -> tuple[int, float, float]:
     """Return the memory of so many refs together, and private and proportional memory of a worker on average."""
     isohub.shutdown()
     # The forkserver and all that the first load brings into this program are there before.
     warm = isohub.Repo(url(repo, "v0"))
     warm.load("small")
     warm.close()
-    forkserver = api._registry.forkserver_pid
-    assert forkserver is not None
-    before = pss_bytes(os.getpid(), forkserver)
+    before = memory_of_all()
+    if peak is not None:
+        peak.start(before)
     kept = [isohub.load(url(repo, f"v{number}"), entrypoint) for number in range(count)]
     x = torch.rand(1, 8 if entrypoint == "small" else 5000)
     with torch.no_grad():
@@ -96,7 +141,7 @@ def memory_with(repo: Path, entrypoint: str, count: int) -> tuple[int, float, fl
             model(x)
     pids = [worker.pid for worker in isohub.workers()]
     assert len(pids) == count
-    total = pss_bytes(os.getpid(), forkserver, *pids) - before
+    total = memory_of_all() - before
     each = [memory_of(pid) for pid in pids]
     private = sum(one.private_bytes or 0 for one in each) / count
     return total, private, sum(one.proportional_bytes or 0 for one in each) / count

@@ -48,6 +48,9 @@ class Isolation:
             `BrokenWorkerError`. `"on-crash"`: the call that was under way raises, and is never made twice; the
             next one starts a new worker, which builds them again on the weights that this program still holds.
             For that the arguments of loads are kept, and one descriptor for each piece of weights.
+        share_equal_weights: Whether weights that another worker has as well, byte for byte, are kept once. Whoever
+            writes to a tensor of them gets memory of its own for it; the first such write takes longer than others.
+            Weights of workers with `memory_bytes` or `restart="on-crash"` are never shared.
 
     Raises:
         TypeError: A value is of the wrong type.
@@ -67,6 +70,7 @@ class Isolation:
     memory_bytes: int | None = None
     open_files: int | None = None
     restart: Literal["on-crash", "never"] = "never"
+    share_equal_weights: bool = True
 
     def __post_init__(self) -> None:
         if self.setup is not None and not callable(self.setup):
@@ -85,6 +89,8 @@ class Isolation:
         _check_seconds("start_timeout_s", self.start_timeout_s)
         if not isinstance(self.dedicated, bool):
             raise TypeError(f"Isolation(dedicated=...) takes True or False, not {self.dedicated!r}")
+        if not isinstance(self.share_equal_weights, bool):
+            raise TypeError(f"Isolation(share_equal_weights=...) takes True or False, not {self.share_equal_weights!r}")
         if self.results not in ("shared", "frozen"):
             raise ValueError(f'Isolation(results=...) must be "shared" or "frozen", not {self.results!r}')
         if self.restart not in ("on-crash", "never"):

@@ -66,6 +66,8 @@ _ADVICE = {
     "memory that is sealed": "isohub needs memfd_create with seals (Linux 3.17); a sandbox around this process may "
     "forbid it",
     "process descriptors": "isohub needs pidfd_open (Linux 5.3); a sandbox around this process may forbid it",
+    "equal weights": "weights that several workers have are kept once for each: that needs Linux 5.19 or newer, and a "
+    "sandbox around this process that allows userfaultfd",
     "/proc": "mount /proc in this container: the forkserver's socket is reached by it",
     "torch": "install torch 2.4 or newer in the interpreter that runs isohub",
     "worker": "the lines above that are not ok are the likely cause; ISOHUB_LOG=1 and ISOHUB_DEBUG=1 show how far it "
@@ -115,6 +117,16 @@ def _proc() -> _Found:
     if not Path("/proc/self/smaps_rollup").exists():
         return "warning", "no smaps_rollup", "memory of workers cannot be told (Linux 4.14 has it)"
     return "ok", "mounted, with smaps_rollup", ""
+
+
+def _equal_weights() -> _Found:
+    from isohub.supervisor.watching import Watcher
+
+    try:
+        Watcher().close()
+    except OSError as error:
+        return "warning", str(error), _ADVICE["equal weights"]
+    return "ok", "userfaultfd with write protection, so that workers can share them", ""
 
 
 def _limits() -> _Found:
@@ -222,6 +234,7 @@ CHECKS: dict[str, Callable[[], _Found]] = {
     "process descriptors": _process_descriptors,
     "inherited death": _inherited_death,
     "/proc": _proc,
+    "equal weights": _equal_weights,
     "limits": _limits,
     "memory": _memory,
     "packages": _packages,

@@ -50,17 +50,21 @@ def _table(found: list[WorkerProcess]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
+    # What most workers do not have takes no room.
+    has_equal = any(one.memory.equal_weights_bytes for one in found)
+    sizes = ("private", "shared", *(("equal weights",) if has_equal else ()))
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for name in ("pid", "program", "worker", "state", "calls", "handles", "last call", "uptime", "private", "shared"):
-        right = name in ("pid", "program", "calls", "handles", "private", "shared")
+    for name in ("pid", "program", "worker", "state", "calls", "handles", "last call", "uptime", *sizes):
+        right = name in ("pid", "program", "calls", "handles", *sizes)
         table.add_column(name, justify="right" if right else "left", no_wrap=name != "worker", overflow="fold")
     for one in found:
         last = "" if one.last_call_s is None else quantities.lasting(one.last_call_s)
-        sizes = (one.memory.private_bytes, one.memory.shared_bytes)
+        memory = one.memory
+        figures = (memory.private_bytes, memory.shared_bytes, memory.equal_weights_bytes)[: len(sizes)]
         cells = (
             *(str(one.pid), str(one.program_pid or ""), one.label, one.state, str(one.calls), str(one.handles)),
             *(last, quantities.lasting(one.uptime_s)),
-            *("" if nbytes is None else quantities.size(nbytes) for nbytes in sizes),
+            *("" if nbytes is None else quantities.size(nbytes) for nbytes in figures),
         )
         table.add_row(*(Text(cell) for cell in cells))  # as it is: a name may look like rich's markup
     return table

@@ -14,6 +14,7 @@ from isohub.supervisor.border import Border
 from isohub.supervisor.frames import Frames
 from isohub.supervisor.launch import Process
 from isohub.supervisor.logs import Output
+from isohub.supervisor.shares import Shares
 from isohub.wire import codec
 from isohub.wire.messages import (
     PROTOCOL_VERSION,
@@ -47,6 +48,7 @@ class Connection:
 
     def __init__(self, process: Process, background: Background, services: Services) -> None:
         self.process = process
+        self.shares: Shares | None = None  # once it has weights in common with other workers
         self._services = services
         self._background = background
         self._channel = Channel(process.channel)
@@ -72,14 +74,19 @@ class Connection:
 
     def tell(self, message: FromParent, deadline: float | None, descriptors: Sequence[int] = ()) -> None:
         """Send a message; see `Channel.send`."""
-        self.send(codec.encode(message), descriptors, deadline)
+        self._send(codec.encode(message), descriptors, deadline)
 
     def send(self, message: bytes, descriptors: Sequence[int], deadline: float | None) -> None:
-        """Send a message that is encoded already; see `Channel.send`.
+        """Send a request that is encoded already; see `Channel.send`. What was written here before is seen there.
 
         Raises:
             RemoteProtocolError: The worker spoke before it was asked: it would be taken for the answer.
         """
+        if self.shares is not None and self.shares.moved():
+            self.shares.settle(self, deadline)
+        self._send(message, descriptors, deadline)
+
+    def _send(self, message: bytes, descriptors: Sequence[int], deadline: float | None) -> None:
         if self._channel.unread():
             raise RemoteProtocolError("a message that nobody asked for")
         if self._frames.wanted:
@@ -106,6 +113,8 @@ class Connection:
         """
         while True:
             message = self._receive(deadline)
+            if isinstance(message, Returned | Raised | Callback) and self.shares is not None and self.shares.moved():
+                self.shares.settle(self, deadline)  # what was written there is seen here from now on
             if isinstance(message, Returned | Raised):
                 if self._channel.unread():
                     raise RemoteProtocolError("more than one answer to one request")

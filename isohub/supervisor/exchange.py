@@ -93,6 +93,8 @@ class Exchange:
             self._value = worker.border.unpack(answer.payload)
         # Afterwards: the worker may have let go of what it sends, such as a state dict.
         worker.border.settle(answer.freed, answer.dropped)
+        if self._verb == "build" and worker.sharing is not None and isinstance(answer, Returned):
+            worker.sharing.note(worker, answer.payload.blocks)
         self._answer = answer
 
     def settle(self) -> tuple[Any, list[Exception]]:

@@ -23,6 +23,7 @@ from isohub.supervisor.idle import IdleWorkers, count_asked_for
 from isohub.supervisor.lending import CommonInputs
 from isohub.supervisor.proxies import Proxies
 from isohub.supervisor.restart import Restart
+from isohub.supervisor.sharing import Sharing
 from isohub.supervisor.worker import CLOSE_GRACE_S, Worker
 from isohub.wire.messages import Prepare
 
@@ -63,6 +64,7 @@ class Registry:
         self._background = Background()
         self._common = CommonInputs()
         self._idle = IdleWorkers(self._forkserver, self._background)
+        self._sharing = Sharing()
         self._at_exit = False
 
     def __repr__(self) -> str:
@@ -166,6 +168,7 @@ class Registry:
             self._slots.clear()
             self._workers.clear()
         self._idle.close()
+        self._sharing.close()
         self._background.stop()
         self._forkserver.close()
 
@@ -212,7 +215,7 @@ class Registry:
             lease = Lease.acquire(checkout)  # before anybody knows of the worker: the checkout may be gone
             try:
                 worker = Worker(label, isolation, self._background, Services(str(checkout.repo)), self._common)
-                worker.lease, worker.checkout = lease, checkout
+                worker.lease, worker.checkout, worker.sharing = lease, checkout, self._sharing
                 worker.border.proxies = self._make_proxies(worker, checkout)
                 with self._lock:
                     self._workers.append(worker)
@@ -239,6 +242,7 @@ class Registry:
             worker.forget()
         self._idle.forget()
         self._forkserver.forget()
+        self._sharing.forget()
         self._background.abandon()
         self._common.forget()
         # Models of the parent's that came along keep their own `Worker`, which refuses to be used here.
@@ -249,4 +253,5 @@ def _settings(isolation: Isolation) -> tuple[object, ...]:
     """Return what makes two workers of one checkout differ. A worker has one deadline for all its calls."""
     environ = tuple(sorted(isolation.env.items(), key=str))
     limits = (isolation.timeout_s, isolation.memory_bytes, isolation.open_files, isolation.results)
-    return (isolation.setup, environ, isolation.threads, isolation.restart, *limits)
+    memory = (isolation.restart, isolation.share_equal_weights)
+    return (isolation.setup, environ, isolation.threads, *memory, *limits)

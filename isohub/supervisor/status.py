@@ -30,6 +30,7 @@ class WorkerStatus:
         uptime_s: Seconds since it was launched.
         last_call_s: Seconds since it last answered a request; None when it never has.
         weights_bytes: Weights in shared memory.
+        equal_weights_bytes: Of these, what other workers have as well, and is kept once.
         memory: What it takes of the machine's memory.
     """
 
@@ -44,6 +45,7 @@ class WorkerStatus:
     uptime_s: float
     last_call_s: float | None
     weights_bytes: int
+    equal_weights_bytes: int
     memory: Memory
 
 
@@ -63,5 +65,6 @@ def status_of(worker: Worker) -> WorkerStatus:
         uptime_s=max(now - worker.started_at, 0.0),
         last_call_s=None if worker.last_call_at is None else max(now - worker.last_call_at, 0.0),
         weights_bytes=worker.weights_nbytes,
+        equal_weights_bytes=0 if worker.shares is None else worker.shares.nbytes,
         memory=memory_of(worker.pid),
     )

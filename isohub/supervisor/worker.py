@@ -40,6 +40,8 @@ from isohub.supervisor.lending import CommonInputs
 from isohub.supervisor.post_mortem import STATUS_S, find_cause
 from isohub.supervisor.releases import Releases
 from isohub.supervisor.restart import Restart
+from isohub.supervisor.shares import Shares
+from isohub.supervisor.sharing import Sharing
 from isohub.supervisor.starting import start
 from isohub.supervisor.status import WorkerStatus, status_of
 from isohub.supervisor.turns import Turn
@@ -75,6 +77,8 @@ class Worker:
         self.border = self.new_border()
         self.restart: Restart | None = None  # once it has started; None: its death is for good
         self.restarts = 0  # how often a new process was started in the place of one that died
+        self.sharing: Sharing | None = None  # finds weights that other workers have as well
+        self.shares: Shares | None = None
         self.calls = 0
         self.started_at = time.time()  # noqa: TID251 - a date to show, not a duration
         self.last_call_at: float | None = None
@@ -177,6 +181,8 @@ class Worker:
                 value, raised = Exchange(self, verb, due).make(args, kwargs or {}, muted=muted, of=of, fields=fields)
         finally:
             self._turn.give()
+        if verb == "build" and self.sharing is not None:
+            self.sharing.look(self)
         if raised:
             raise raised.pop()  # from the list: else this frame and the exception would keep each other
         return value
@@ -298,6 +304,8 @@ class Worker:
             connection.process.kill()
             connection.close()
             self.border.close()
+            if self.sharing is not None:
+                self.sharing.left(self)
             self._services.close()
             if self.lease is not None and not self.alive:  # else the next process needs the checkout
                 self.lease.close()

@@ -14,6 +14,8 @@
       |  <---------------------- Callback  |       (likewise; then any number of whole exchanges, and at last)
       |  Request resume | throw ------->   |
       |  <------------- Returned | Raised  |
+      |  Share, descriptors | Unshare ->   |     between any of these, while the worker has nothing to say
+      |  <------------- Returned | Raised  |
 
 Descriptors go from parent to worker only. The parent makes every segment, so there is no descriptor
 of a worker's that it would have to trust, and it never receives one.
@@ -23,6 +25,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from isohub.wire.sharing import Share, Unshare
 from isohub.wire.specs import Block, ModuleSpec, TensorSpec
 from isohub.wire.structs import Struct
 from isohub.wire.values import Value
@@ -47,8 +50,10 @@ __all__ = [
     "Refused",
     "Request",
     "Returned",
+    "Share",
     "TorchState",
     "TreeChange",
+    "Unshare",
     "Verb",
 ]  # fmt: skip
 
@@ -106,8 +111,7 @@ class Payload(Struct, array_like=True, frozen=True):
         numbered: From the parent: parameters, and tensors that ask for gradients. From the worker: parameters that the
             parent has sent and that are now part of a tree.
         graph: The graph behind those tensors that the worker computed; None if there is none.
-        form: A `Form` as JSON, in the place of `value` and `tensors`, or empty: calls are mostly of the same form, and
-            whoever has seen a text before need not read it again.
+        form: A `Form` as JSON in the place of `value` and `tensors`, or empty; a known text need not be read again.
     """
 
     value: Value = None
@@ -216,8 +220,7 @@ class Request(Struct, tag=True, frozen=True, kw_only=True, omit_defaults=True):
         freed: (segment, offset) of blocks of the worker's that the parent holds no more.
         segments: (number, nbytes) of new segments of the parent's arena; their descriptors come with
             this frame, in this order.
-        common: Numbers of those that other workers have as well, to be mapped privately: what is written there is seen
-            by nobody else, and is gone when the block has been given back.
+        common: Numbers of those that other workers have as well: mapped privately, and as before once given back.
     """
 
     verb: Verb
@@ -393,5 +396,5 @@ class Raised(Struct, tag=True, frozen=True, kw_only=True, omit_defaults=True):
     dropped: list[int] = []
 
 
-FromParent = Prepare | Request | Granted | FilesAt | Refused
+FromParent = Prepare | Request | Granted | FilesAt | Refused | Share | Unshare
 FromWorker = Hello | NeedSegment | NeedFiles | Callback | Returned | Raised

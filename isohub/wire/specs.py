@@ -10,8 +10,8 @@ from isohub.errors import RemoteProtocolError
 from isohub.wire.structs import Struct
 
 __all__ = [
-    "ALIGNMENT_BYTES", "DTYPES", "META", "NOWHERE", "OWN_STATE", "Block", "ModuleNode", "ModuleSpec", "TensorSpec",
-    "check_block", "check_spec", "places_of",
+    "ALIGNMENT_BYTES", "DTYPES", "META", "NOWHERE", "OWN_STATE", "PAGED_BYTES", "Block", "ModuleNode", "ModuleSpec",
+    "TensorSpec", "check_block", "check_spec", "places_of",
 ]  # fmt: skip
 
 # What a module may do otherwise than `nn.Module`: its whole `load_state_dict`; the loading of its own tensors,
@@ -37,6 +37,8 @@ DTYPES: dict[str, int] = {
 # A cache line, and the alignment that torch's own CPU allocator gives (c10::gAlignment), so that
 # vectorised kernels behave as they do on memory of torch's own.
 ALIGNMENT_BYTES = 64
+# A storage of so many bytes and more lies on pages of its own in a segment of weights, which can be replaced alone.
+PAGED_BYTES = 64 << 10
 
 MAX_DIMENSIONS = 64  # torch's own limit for strided CPU tensors
 # An expanded tensor names more bytes than it has. Honest ones are masks and biases, expanded over batch

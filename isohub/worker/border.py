@@ -50,6 +50,7 @@ class Border:
 
     Attributes:
         frozen: Whether the parent wants large results where nobody can change them any more.
+        residents: The segments of weights.
     """
 
     def __init__(self, need_segment: Callable[[int, Use], tuple[Granted, int]]) -> None:
@@ -59,7 +60,7 @@ class Border:
         self.objects = Objects()
         self.graphs = Graphs(self.objects)
         self._arena = Arena(lambda nbytes: self._new_segment(nbytes, "arena"))
-        self._residents = Residents()
+        self.residents = Residents()
         self._inbox: dict[int, Segment] = {}
         self._watch = Watch()
         self._plans = Plans()
@@ -95,7 +96,7 @@ class Border:
                 self._living[number] -= 1
                 if not self._living[number]:
                     del self._living[number]
-                    self._residents.remove(number)
+                    self.residents.remove(number)
                     dropped.append(number)
         return {"freed": freed, "dropped": dropped}
 
@@ -127,7 +128,7 @@ class Border:
         with self._lock:
             told = self.objects.trees.changed(None if only_forward else self._is_astray)
             if not (told or moving or self.frozen):
-                planned = self._plans.write(value, self._arena, self._residents)
+                planned = self._plans.write(value, self._arena, self.residents)
                 if planned is not None:
                     self._sent = planned, []
                     return planned
@@ -140,7 +141,7 @@ class Border:
     def _packer(self, other: Callable[[Packer, Any, Where], Any], *, moving: bool = False) -> Packer:
         freeze = self._freeze if self.frozen else None
         return Packer(
-            self._arena, self._residents, other, self._move, self._own,
+            self._arena, self.residents, other, self._move, self._own,
             moving=moving and not self.frozen, keeps_views=not moving, freeze=freeze,
         )  # fmt: skip
 
@@ -236,7 +237,7 @@ class Border:
     def take_weights(self, numbers: list[int]) -> None:
         """Know that segments which have just come hold weights, of a module that a worker before this one had."""
         for number in numbers:
-            self._residents.add(self._inbox.pop(number))
+            self.residents.add(self._inbox.pop(number))
 
     def method(self, handle: int, path: str, name: str) -> Payload:
         """Say a bound method of an object that the parent has a handle of."""
@@ -247,10 +248,10 @@ class Border:
         if why_not(tensor) is not None or tensor.device.type != "cpu" or not tensor.numel():
             return False
         storage = tensor.untyped_storage()
-        return self._residents.find(storage.data_ptr(), storage.nbytes()) is None
+        return self.residents.find(storage.data_ptr(), storage.nbytes()) is None
 
     def _move(self, tensors: Any) -> None:
-        weights.move(tensors, self._residents, lambda n: self._new_segment(n, "weights"), self._watched)
+        weights.move(tensors, self.residents, lambda n: self._new_segment(n, "weights"), self._watched)
 
     def _watched(self, block: Block, view: memoryview) -> None:
         segment = self._inbox.get(block.segment)
@@ -261,7 +262,7 @@ class Border:
         self._watch(block, view)
 
     def _segment(self, number: int) -> Segment | None:
-        return self._inbox.get(number) or self._residents.get(number)
+        return self._inbox.get(number) or self.residents.get(number)
 
     def _new_segment(self, nbytes: int, use: Use) -> Segment:
         granted, fd = self._need(nbytes, use)

@@ -33,12 +33,15 @@ from isohub.wire.messages import (
     Refused,
     Request,
     Returned,
+    Share,
+    Unshare,
 )
 from isohub.worker import downloads, prepare, report
 from isohub.worker.border import Border, Use
 from isohub.worker.callbacks import Callbacks
 from isohub.worker.execute import Executor
 from isohub.worker.modes import Modes
+from isohub.worker.sharing import Sharing
 from isohub.worker.title import Title
 
 __all__ = ["serve"]
@@ -65,6 +68,7 @@ class _Server:
         self._channel = channel
         self._line = _Line(channel, self._answer)
         self._border = Border(self._line.need_segment)
+        self._sharing = Sharing(self._border.residents)
         self._modes = Modes()
         self._callbacks = Callbacks(self._border, self._modes, self._line.call)
         self._executor: Executor | None = None
@@ -98,6 +102,8 @@ class _Server:
         answer: Returned | Raised
         payload, took = Payload(), []
         try:
+            if isinstance(request, Share | Unshare):
+                return codec.encode(Returned(payload=self._sharing.do(request, descriptors), **self._border.news()))
             if isinstance(request, Prepare):
                 downloads.take_over(self._line.need_files)
                 self._border.frozen = request.frozen

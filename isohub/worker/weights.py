@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 import torch
 
+from isohub.shm.pages import PAGE_BYTES
 from isohub.shm.segment import Segment
 from isohub.shm.tensors import Residents, storage_over, tensor_over, why_not
-from isohub.wire.specs import ALIGNMENT_BYTES, Block
+from isohub.wire.specs import ALIGNMENT_BYTES, PAGED_BYTES, Block
 
 __all__ = ["give_back", "move", "repoint"]
 
@@ -47,11 +48,13 @@ def move(
                 storages[storage.data_ptr()] = storage
     if not storages:
         return
-    segment = new_segment(sum(_padded(storage.nbytes()) for storage in storages.values()))
+    # Large ones first: each begins with a page.
+    ordered = sorted(storages.items(), key=lambda item: item[1].nbytes() < PAGED_BYTES)
+    segment = new_segment(sum(_padded(storage.nbytes()) for _, storage in ordered))
     residents.add(segment)
     offset = 0
     moved: dict[int, torch.UntypedStorage] = {}
-    for address, storage in storages.items():
+    for address, storage in ordered:
         block = Block(segment.number, offset, storage.nbytes())
         view = segment.view(offset, storage.nbytes())
         watch(block, view)
@@ -59,7 +62,7 @@ def move(
         moved[address].copy_(storage)
         offset += _padded(storage.nbytes())
     repoint(tensors, moved)
-    del storage
+    del storage, ordered
     storages.clear()
     give_back()
 
@@ -107,4 +110,5 @@ def _point(tensor: torch.Tensor, storage: torch.UntypedStorage) -> None:
 
 
 def _padded(nbytes: int) -> int:
-    return -(-nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+    alignment = PAGE_BYTES if nbytes >= PAGED_BYTES else ALIGNMENT_BYTES
+    return -(-nbytes // alignment) * alignment

@@ -21,8 +21,10 @@ from isohub.wire.messages import (
     Refused,
     Request,
     Returned,
+    Share,
     TorchState,
     TreeChange,
+    Unshare,
 )
 from isohub.wire.specs import META, NOWHERE, Block, ModuleNode, ModuleSpec, TensorSpec
 from isohub.wire.values import Items, Pairs, Record, Ref, Scalar, TensorAt
@@ -103,6 +105,8 @@ FROM_PARENT: dict[str, FromParent] = {
     ),
     "granted": Granted(4, 1 << 24),
     "refused": Granted(0, 0, "no memory"),
+    "share": Share(2, 1 << 24, [(0, 1 << 20, 4096, 8256, 8192), (1 << 20, 65536, 1 << 21, 8257, 8192)]),
+    "unshare": Unshare([(2, 0, "fill"), (2, 1 << 20, "merge"), (3, 4096, "swap")]),
     "files_at": FilesAt("/srv/hub/weights/é.pth"),
     "files_refused": Refused("URLError", "Cannot reach https://example.org/é.pth", 3),
 }  # fmt: skip

@@ -26,6 +26,7 @@ def test_defaults_change_nothing():
         "memory_bytes": None,
         "open_files": None,
         "restart": "never",
+        "share_equal_weights": True,
     }
 
 
