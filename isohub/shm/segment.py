@@ -19,12 +19,11 @@ import mmap
 import os
 import weakref
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["PAGE_BYTES", "KeptSegments", "Segment", "create_memfd", "seal", "write_at"]
+from isohub.shm import pages
 
-PAGE_BYTES = mmap.PAGESIZE
+__all__ = ["KeptSegments", "Segment", "create_memfd", "seal", "write_at"]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -163,8 +162,8 @@ class Segment:
         Raises:
             OSError: The system refuses.
         """
-        begin, pages = self.address + offset, -(-nbytes // PAGE_BYTES)
-        if _has_own(begin, pages) and _libc.madvise(begin, pages * PAGE_BYTES, mmap.MADV_DONTNEED):
+        begin, size = self.address + offset, pages.padded_to_pages(nbytes)
+        if pages.has_own_pages(begin, size) and _libc.madvise(begin, size, mmap.MADV_DONTNEED):
             number = ctypes.get_errno()
             raise OSError(number, f"cannot drop pages of a segment: {os.strerror(number)}")
 
@@ -175,21 +174,6 @@ class Segment:
     def view(self, offset: int, nbytes: int) -> memoryview:
         """Return a view of `nbytes` bytes from `offset`; while it lives, so does the mapping."""
         return self._view[offset : offset + nbytes]
-
-
-def _has_own(address: int, pages: int) -> bool:
-    """Return whether this process has pages of its own there, in the place of those of the memory that is mapped.
-
-    Bits 63 and 62 of a page's 64 say that it is there or swapped out, bit 61 that it is the mapped file's own
-    (Linux, Documentation/admin-guide/mm/pagemap.rst).
-    """
-    try:
-        with Path("/proc/self/pagemap").open("rb", buffering=0) as file:
-            found = os.pread(file.fileno(), pages * 8, address // PAGE_BYTES * 8)
-    except OSError:
-        return True
-    # The last byte of each has the bits; there are few kinds of it, however many pages there are.
-    return len(found) < pages * 8 or any(high & 0xC0 and not high & 0x20 for high in set(found[7::8]))
 
 
 class _Kept(NamedTuple):

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 from isohub.shm.arena import Arena
 from isohub.shm.copying import copy_all
-from isohub.shm.segment import PAGE_BYTES, Segment, create_memfd
+from isohub.shm.pages import padded_to_pages
+from isohub.shm.segment import Segment, create_memfd
 from isohub.shm.tensors import span_of, why_not
 from isohub.wire.specs import Block
 
@@ -114,7 +115,7 @@ class CommonInputs:
         # A view of a part would have all of its storage copied.
         if address in self._offered or nbytes < LEAST_BYTES or end - begin < nbytes:
             return
-        block = self._arena.allocate(-(-nbytes // PAGE_BYTES) * PAGE_BYTES)
+        block = self._arena.allocate(padded_to_pages(nbytes))
         copy_all([(self._arena.segment(block.segment).address + block.offset, address, nbytes)])
         self._holders[block.segment, block.offset] = 1
         self._offered[address] = Block(block.segment, block.offset, nbytes)

@@ -216,10 +216,7 @@ class Shares:
         if stayed:
             self._guarded_ask(connection, Unshare([(number, piece.offset, "swap") for piece in stayed]), ())
         here = [piece for piece in pieces if piece not in stayed]
-        try:
-            touched = shared.touched(here)
-        except OSError:  # nobody can tell
-            touched = here
+        touched = shared.touched(here)
         if touched:
             self._touched |= {(number, piece.offset) for piece in touched}
             self._seen = (-1, -1, -1)  # looks as if it had moved
