@@ -139,8 +139,9 @@ def merge(target: int, changed: int, base: int, nbytes: int) -> None:
 def has_own_pages(address: int, nbytes: int) -> bool:
     """Return whether a page of a private mapping has been written to, and so is a copy of this process's own.
 
-    Bits 63 and 62 of a page's 64 say that it is in memory or swapped out, bit 61 that it is the mapped file's own
-    (Linux, Documentation/admin-guide/mm/pagemap.rst). Where that cannot be read, it may have.
+    Bits 63 and 62 of a page's 64 say that it is in memory or swapped out, bit 61 that it is the mapped file's own, bit
+    57 that it is protected from writes (Linux, Documentation/admin-guide/mm/pagemap.rst): one that nobody has looked at
+    yet then seems to be swapped out. Where that cannot be read, it may have.
     """
     count = nbytes // PAGE_BYTES
     try:
@@ -149,7 +150,9 @@ def has_own_pages(address: int, nbytes: int) -> bool:
     except OSError:
         return True
     # The last byte of each has the bits; there are few kinds of it, however many pages there are.
-    return len(found) < count * 8 or any(high & 0xC0 and not high & 0x20 for high in set(found[7::8]))
+    return len(found) < count * 8 or any(
+        not high & 0x20 and (high & 0x80 or high & 0x42 == 0x40) for high in set(found[7::8])
+    )
 
 
 def _checked(address: int | None) -> int:
