@@ -73,6 +73,7 @@ def _struct(value: Any, payload: Payload | None, depth: int) -> str:
         if one in (None, "", 0, [], {}, ()):
             continue
         if isinstance(one, Payload):
+            one = codec.whole(one)
             # By itself the value names tensors by their places only.
             text = _text(one.value, one, depth + 1)
             extra = [f"{len(one.modules)} module trees"] if one.modules else []
