@@ -189,6 +189,21 @@ class Worker:
             raise raised.pop()  # from the list: else this frame and the exception would keep each other
         return value
 
+    def part_weights(self) -> None:
+        """Have the weights of this worker on pages that no other worker has, where forks write as well.
+
+        Raises:
+            IsohubError: As `request`.
+        """
+        due = nearest(self.isolation.timeout_s)
+        self._turn.take(due, self._who)
+        try:
+            if self.shares is not None and self._state is State.IDLE:
+                self.shares.part()
+                self.request("release")  # it is done when the border is crossed
+        finally:
+            self._turn.give()
+
     def reap(self) -> None:
         """Notice that an idle worker has ended by itself, so that `alive` says so."""
         if not self._turn.try_take():
