@@ -197,7 +197,13 @@ class IsolatedModule(nn.Module):
         return self
 
     def share_memory(self) -> IsolatedModule:
-        """Return the module as it is: its memory is shared already."""
+        """Have the weights in memory that forks of this process share as well, and return the module.
+
+        They are in shared memory in any case. Those that other workers have too are parted from them: else what a fork
+        writes there would stay its own.
+        """
+        if self._isohub_lease.worker.alive:
+            self._isohub_lease.worker.part_weights()
         return self
 
     def _change(self, method: str, *args: Any, **kwargs: Any) -> IsolatedModule:

@@ -129,6 +129,13 @@ class Shares:
             if role == "fill" and shared is not None:
                 shared.go_live(offset, "swap", watcher.watch)
 
+    def part(self) -> None:
+        """Have all that was loaded until now be live from the next crossing on, and stay so."""
+        self.fresh.clear()
+        self.live.clear()
+        self._touched |= {(number, offset) for number, one in self.segments.items() for offset in one.pieces}
+        self._seen = (-1, -1, -1)  # looks as if it had moved
+
     def guard(self, watcher: Watcher, places: list[Place]) -> None:
         """Have it noted if somebody writes to live places.
 

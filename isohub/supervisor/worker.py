@@ -52,6 +52,7 @@ __all__ = ["Worker"]
 
 # How long a worker that was asked to end may take for the repository's own clean-up.
 CLOSE_GRACE_S = 5.0
+_NOTHING = contextlib.nullcontext()
 
 
 class Worker:
@@ -175,9 +176,10 @@ class Worker:
         if os.getpid() != self._owner_pid:
             self.check()  # before the lock, which another thread may have held when this process was forked
         due = nearest(self.isolation.timeout_s)
-        self._turn.take(due, self._who)
+        if not self._turn.try_take():
+            self._turn.take(due, self._who)
         try:
-            with contextlib.nullcontext() if self.restart is None else self.restart.around(self, verb):
+            with _NOTHING if self.restart is None else self.restart.around(self, verb):
                 value, raised = Exchange(self, verb, due).make(args, kwargs or {}, muted=muted, of=of, fields=fields)
         finally:
             self._turn.give()
@@ -186,6 +188,21 @@ class Worker:
         if raised:
             raise raised.pop()  # from the list: else this frame and the exception would keep each other
         return value
+
+    def part_weights(self) -> None:
+        """Have the weights of this worker on pages that no other worker has, where forks write as well.
+
+        Raises:
+            IsohubError: As `request`.
+        """
+        due = nearest(self.isolation.timeout_s)
+        self._turn.take(due, self._who)
+        try:
+            if self.shares is not None and self._state is State.IDLE:
+                self.shares.part()
+                self.request("release")  # it is done when the border is crossed
+        finally:
+            self._turn.give()
 
     def reap(self) -> None:
         """Notice that an idle worker has ended by itself, so that `alive` says so."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 
+from isohub.shm.copying import copy_all
 from isohub.shm.pages import PAGE_BYTES
 from isohub.shm.segment import Segment
 from isohub.shm.tensors import Residents, storage_over, tensor_over, why_not
@@ -48,22 +49,24 @@ def move(
                 storages[storage.data_ptr()] = storage
     if not storages:
         return
-    # Large ones first: each begins with a page.
-    ordered = sorted(storages.items(), key=lambda item: item[1].nbytes() < PAGED_BYTES)
-    segment = new_segment(sum(_padded(storage.nbytes()) for _, storage in ordered))
+    segment = new_segment(sum(_padded(storage.nbytes()) for storage in storages.values()))
     residents.add(segment)
     offset = 0
-    moved: dict[int, torch.UntypedStorage] = {}
-    for address, storage in ordered:
-        block = Block(segment.number, offset, storage.nbytes())
-        view = segment.view(offset, storage.nbytes())
-        watch(block, view)
-        moved[address] = storage_over(view)
-        moved[address].copy_(storage)
-        offset += _padded(storage.nbytes())
-    repoint(tensors, moved)
-    del storage, ordered
-    storages.clear()
+    over: dict[int, list[torch.Tensor]] = {}
+    for tensor in _everything_over(tensors, storages):
+        over.setdefault(tensor.untyped_storage().data_ptr(), []).append(tensor)
+    # Large ones first: each begins with a page.
+    for address in sorted(storages, key=lambda address: storages[address].nbytes() < PAGED_BYTES):
+        nbytes = storages[address].nbytes()
+        view = segment.view(offset, nbytes)
+        watch(Block(segment.number, offset, nbytes), view)
+        storage = storage_over(view)
+        copy_all([(storage.data_ptr(), address, nbytes)])
+        for tensor in over.pop(address):
+            _point(tensor, storage)
+        # The old one ends here, before the next is copied: it takes no more memory than is there already.
+        del storages[address]
+        offset += _padded(nbytes)
     give_back()
 
 

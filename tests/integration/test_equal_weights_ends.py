@@ -256,3 +256,22 @@ def test_program_ends(load: Callable[..., torch.nn.Module], tmp_path: Path, how:
         assert program.left() == []
     finally:
         program.close()
+
+
+def test_forks_train_together(load: Callable[..., torch.nn.Module]):
+    """After `share_memory` a fork's writes are seen here and by the worker; no load after it has these weights too."""
+    models = [load(0), load(1)]
+    before = seen(models[1])
+    assert models[0].share_memory() is models[0]
+    load(2)
+    assert equal_bytes()[0] == 0
+
+    pid = os.fork()
+    if pid == 0:
+        by_numpy(models[0])
+        os._exit(0)
+
+    assert os.waitpid(pid, 0) == (pid, 0)
+    assert before != seen(models[0])
+    assert seen(models[0]) == use(models[0])
+    assert before == seen(models[1]) == use(models[1])
