@@ -34,13 +34,20 @@ def copy_all(pieces: Sequence[tuple[int, int, int]]) -> None:
     if threads > 1:
         first, *others = _shares(pieces, -(-total // threads))
         helpers = [threading.Thread(target=_copy, args=(share,), name="isohub-copy") for share in others]
-        started = [helper for helper in helpers if _start(helper)]
-        _copy(first)
-        for helper, share in zip(helpers, others, strict=True):
-            if helper not in started:
+        started: list[threading.Thread] = []
+        try:
+            mine = [first]
+            for helper, share in zip(helpers, others, strict=True):
+                if _start(helper):
+                    started.append(helper)
+                else:
+                    mine.append(share)
+            for share in mine:
                 _copy(share)
-        for helper in started:
-            helper.join()
+        finally:
+            # After Ctrl-C as well: the caller gives the memory back that they are writing to.
+            for helper in started:
+                helper.join()
     else:
         _copy(pieces)
 

@@ -115,7 +115,10 @@ class CommonInputs:
         # A view of a part would have all of its storage copied.
         if address in self._offered or nbytes < LEAST_BYTES or end - begin < nbytes:
             return
-        block = self._arena.allocate(padded_to_pages(nbytes))
+        try:
+            block = self._arena.allocate(padded_to_pages(nbytes))
+        except OSError:  # no descriptor or no memory for one more: it is copied for each worker
+            return
         copy_all([(self._arena.segment(block.segment).address + block.offset, address, nbytes)])
         self._holders[block.segment, block.offset] = 1
         self._offered[address] = Block(block.segment, block.offset, nbytes)
@@ -165,9 +168,10 @@ class Lent:
         try:
             for address, block in offered.items():
                 if block.segment not in self._numbers:
+                    number = self._new_segment(*self._common.open(block.segment))
                     if not self._numbers:
                         self._common.join()
-                    self._numbers[block.segment] = self._new_segment(*self._common.open(block.segment))
+                    self._numbers[block.segment] = number
                 placed[address] = Block(self._numbers[block.segment], block.offset, block.nbytes)
             yield
             taken = offered.keys() - placed.keys()

@@ -195,6 +195,8 @@ class Worker:
         Raises:
             IsohubError: As `request`.
         """
+        if os.getpid() != self._owner_pid:
+            self.check()  # before the lock, as in `request`
         due = nearest(self.isolation.timeout_s)
         self._turn.take(due, self._who)
         try:
