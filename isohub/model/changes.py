@@ -58,6 +58,8 @@ class Shared:
         """
         # Looked at before each request, so passes that find nothing to do must be quick: they run in C.
         tensors = self.tensors
+        if not tensors:
+            return None
         if _places(tensors) != self._places:
             self._bring_back()
         versions = list(map(_version, tensors))

@@ -151,11 +151,19 @@ class ProxyTable:
             live: Whether to look at those that are alive, or else only at those that are gone.
         """
         # By `valuerefs`: before each request, and `values` takes ten times as long for one tree.
-        trees = [tree for tree in [known() for known in self._trees.valuerefs()] if tree is not None] if live else []
-        self._telling = [*trees, *self._survivors.values()] if live else []
-        last = list(self._last_changes)
-        self._telling_last = len(last)
-        return last + [change for change in [one.changes() for one in self._telling] if change is not None]
+        telling: list[Tree | Survivors] = []
+        if live:
+            telling += [tree for tree in [known() for known in self._trees.valuerefs()] if tree is not None]
+            if self._survivors:
+                telling += self._survivors.values()
+        self._telling = telling
+        changes = list(self._last_changes)
+        self._telling_last = len(changes)
+        for one in telling:
+            change = one.changes()
+            if change is not None:
+                changes.append(change)
+        return changes
 
     def changes_told(self) -> None:
         """Know that the worker is told of the changes last returned."""

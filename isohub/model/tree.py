@@ -171,8 +171,10 @@ class Tree:
         """Return what was done here to the tree since the worker was last told; None if nothing."""
         change = self.shared.changes()
         # Asked first: to go through a set of weak references takes ten times as long.
-        hookable = list(self.hookable) if self.hookable else []
-        self._hooked_now = sorted(mirror._isohub_path for mirror in hookable if mirror.has_hooks())
+        if not self.hookable and not self._hooked:
+            self._hooked_now = self._hooked
+            return change
+        self._hooked_now = sorted(mirror._isohub_path for mirror in list(self.hookable) if mirror.has_hooks())
         if self._hooked_now == self._hooked:
             return change
         return TreeChange(

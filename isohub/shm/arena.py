@@ -47,6 +47,10 @@ class Arena:
         """Return the segment of that number."""
         return self._segments[number]
 
+    def address(self, block: Block) -> int:
+        """Return where a block lies."""
+        return self._segments[block.segment].address + block.offset
+
     def has(self, number: int) -> bool:
         """Return whether the segment of that number is one of the arena's."""
         return number in self._segments
@@ -100,4 +104,4 @@ class Arena:
 
 def padded(nbytes: int) -> int:
     """Return how many bytes a block of `nbytes` takes up."""
-    return max(-(-nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES, ALIGNMENT_BYTES)
+    return -(-nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES or ALIGNMENT_BYTES

@@ -85,12 +85,12 @@ class Channel:
             PeerGoneError: The other end is closed.
             DeadlineError: The other end does not read.
         """
-        header = framing.pack_header(len(message), len(descriptors))
-        left = memoryview(header + message)
+        frame = framing.pack_header(len(message), len(descriptors)) + message
         try:
             if deadline is None and not descriptors:
-                self._sock.sendall(left)
+                self._sock.sendall(frame)
                 return
+            left = memoryview(frame)
             # They go with the first byte, and only once.
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
             while left:

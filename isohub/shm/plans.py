@@ -8,7 +8,8 @@ the plan, copies the tensors and names their blocks::
                               kept by who sends                                  kept by who receives, by the text
 
 Only what is plain has a plan: contiguous tensors in memory of their own that ask for no gradients, in tuples, lists and
-dicts, with None, True, False and short texts. Everything else goes the long way, which is always right.
+dicts, with None, True, False, numbers and short texts. Everything else goes the long way, which is always right, as
+does the first value of each form: a number that is another one in each call makes another form of each.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ _DTYPES: dict[str, torch.dtype] = {
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _Tensor = torch.Tensor
 _from_memory = torch.frombuffer
+_SEEN: Any = object()  # in the place of a plan: made when the form comes again
+_MAX_INT = 1 << 53
 
 
 class _Written(NamedTuple):
@@ -54,7 +57,7 @@ class _Written(NamedTuple):
 
 
 class _Read(NamedTuple):
-    tensors: list[tuple[torch.dtype, list[int], int]]  # dtype, shape, bytes
+    tensors: list[tuple[torch.dtype, torch.Size, int]]  # dtype, shape, bytes
     make: Callable[[Iterator[torch.Tensor]], Any]
 
 
@@ -66,7 +69,7 @@ class Plans:
     """The plans of one side of one border, in both directions."""
 
     def __init__(self) -> None:
-        self._written: dict[Any, _Written | None] = {}
+        self._written: dict[Any, Any] = {}  # `_Written`, `_SEEN`, or None for what can have none
         self._read: dict[str, _Read] = {}
 
     def write(self, value: Any, arena: Arena, residents: Residents) -> Payload | None:
@@ -82,25 +85,30 @@ class Plans:
             key = _key(value, tensors, 0)
             written = self._written.get(key, MISSING)
             if written is MISSING:
+                _remember(self._written, key, _SEEN)
+                return None
+            if written is _SEEN:
                 written = self._plan(key, value, tensors)
-            sources = _sources(tensors, written.sizes, residents) if written is not None else None
+            if written is None:
+                return None
+            sources = _sources(tensors, written.sizes, residents)
         except (_NoPlanError, RuntimeError, NotImplementedError):  # of tensors without strides or memory
             return None
-        if written is None or sources is None:
+        if sources is None:
             return None
         blocks: list[Block] = []
         copies: list[tuple[int, int, int]] = []
+        placed = arena.placed
         try:
             if len(sources) > 1:
                 arena.reserve(written.sizes)
             for address, nbytes in zip(sources, written.sizes, strict=True):
-                placed = arena.placed.get(address) if arena.placed else None
-                if placed is not None and placed.nbytes == nbytes:
-                    blocks.append(arena.placed.pop(address))
+                if placed and address in placed and placed[address].nbytes == nbytes:
+                    blocks.append(placed.pop(address))
                     continue
                 block = arena.allocate(nbytes)
                 blocks.append(block)
-                copies.append((arena.segment(block.segment).address + block.offset, address, nbytes))
+                copies.append((arena.address(block), address, nbytes))
             copy_all(copies)
         except BaseException:
             for block in blocks:
@@ -135,13 +143,13 @@ class Plans:
             if segment is None or block.nbytes != nbytes:
                 return MISSING  # the long way knows what to do about it
             check_block(block, segment.nbytes)
-            found.append(segment)
+            found.append(segment.view(block.offset, nbytes))
         tensors = []
-        for block, segment, (dtype, shape, nbytes) in zip(blocks, found, plan.tensors, strict=True):
-            view = segment.view(block.offset, nbytes)
+        for block, view, (dtype, shape, _) in zip(blocks, found, plan.tensors, strict=True):
             watch(block, view)
+            tensor = _from_memory(view, dtype=dtype)
             # The shape alone changes, so that it is no view of something else, as `view` would make it.
-            tensors.append(_from_memory(view, dtype=dtype).resize_(shape))
+            tensors.append(tensor if len(shape) == 1 else tensor.resize_(shape))
         return plan.make(iter(tensors))
 
     def learn(self, form: str, payload: Payload) -> None:
@@ -153,7 +161,7 @@ class Plans:
         """
         if len(form) > MAX_FORM_CHARACTERS or payload.modules or payload.numbered or payload.graph is not None:
             return
-        tensors: list[tuple[torch.dtype, list[int], int]] = []
+        tensors: list[tuple[torch.dtype, torch.Size, int]] = []
         for index, spec in enumerate(payload.tensors):
             dtype, nbytes, step = _DTYPES.get(spec.dtype), DTYPES[spec.dtype], 1
             for size, stride in zip(reversed(spec.shape), reversed(spec.stride), strict=True):
@@ -162,7 +170,7 @@ class Plans:
                 step *= size
             if dtype is None or spec.block != index or spec.offset or spec.requires_grad:
                 return
-            tensors.append((dtype, list(spec.shape), nbytes * step))
+            tensors.append((dtype, torch.Size(spec.shape), nbytes * step))
         order: list[int] = []
         try:
             make = _maker(payload.value, order)
@@ -209,35 +217,38 @@ def _key(value: Any, tensors: list[torch.Tensor], depth: int) -> Any:
             raise _NoPlanError
         tensors.append(value)
         return value.dtype, value.shape, value.stride()
+    if value is None or kind is bool or (kind is str and len(value) <= _MAX_TEXT):
+        return value
     if kind is tuple or kind is list:
-        if depth == _MAX_DEPTH:
-            raise _NoPlanError
-        return kind, *[_key(member, tensors, depth + 1) for member in value]
-    if kind is dict:
-        if depth == _MAX_DEPTH:
-            raise _NoPlanError
-        keys = tuple(value)
+        members: Any = value
+        keys: Any = kind
+    elif kind is dict:
+        members, keys = value.values(), tuple(value)
         for key in keys:
             if type(key) is not str or len(key) > _MAX_TEXT:
                 raise _NoPlanError
-        return kind, keys, *[_key(member, tensors, depth + 1) for member in value.values()]
-    if value is None or kind is bool or (kind is str and len(value) <= _MAX_TEXT):
-        return value
-    raise _NoPlanError
+    elif (kind is int and -_MAX_INT < value < _MAX_INT) or (kind is float and value - value == 0.0):  # finite
+        return kind, repr(value)  # not the number: True == 1 == 1.0, and 0.0 == -0.0
+    else:
+        raise _NoPlanError
+    if depth == _MAX_DEPTH:
+        raise _NoPlanError
+    depth += 1
+    return keys, *[_key(member, tensors, depth) for member in members]
 
 
 def _sources(tensors: list[torch.Tensor], sizes: list[int], residents: Residents) -> list[int] | None:
     """Return the addresses of tensors that lie in memory of their own, each apart from the others; else None."""
-    addresses, storages = [], set()
+    addresses, storages = [], []
     for tensor, nbytes in zip(tensors, sizes, strict=True):
         storage = tensor.untyped_storage()
         begin, address = storage.data_ptr(), tensor.data_ptr()
         # A storage can be resized under its tensor.
         if not begin or address + nbytes > begin + storage.nbytes() or residents.span_has(begin):
             return None
-        storages.add(begin)
+        storages.append(begin)
         addresses.append(address)
-    return addresses if len(storages) == len(tensors) else None
+    return addresses if len(storages) == 1 or len(set(storages)) == len(storages) else None
 
 
 def _strides_of(shape: list[int]) -> list[int]:
@@ -269,6 +280,6 @@ def _maker(value: Value, order: list[int]) -> Callable[[Iterator[torch.Tensor]],
     if isinstance(value, Pairs) and value.kind == "dict" and all(type(key) is str for key in value.keys):
         keys, items = list(value.keys), [_maker(member, order) for member in value.items]
         return lambda tensors: {key: make(tensors) for key, make in zip(keys, items, strict=True)}
-    if value is None or isinstance(value, bool | str):
+    if value is None or isinstance(value, bool | str | int | float):
         return lambda _: value
     raise _NoPlanError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import weakref
 
 from isohub.wire.specs import Block
@@ -10,25 +9,38 @@ from isohub.wire.specs import Block
 __all__ = ["Watch"]
 
 
+class _View(weakref.ref[memoryview]):
+    """A view that is watched; one callback serves all of them.
+
+    Attributes:
+        block: (segment, offset) of what it looks at.
+    """
+
+    __slots__ = ("block",)
+
+    block: tuple[int, int]
+
+
 class Watch:
     """Notes the blocks of which the last tensor has died; they ride along with the next message."""
 
     def __init__(self) -> None:
-        self._alive: dict[int, weakref.ref[memoryview]] = {}
+        self._alive: dict[int, _View] = {}  # by its own id
         self._dead: list[tuple[int, int]] = []
-        self._tokens = itertools.count()
+        alive, dead = self._alive, self._dead
 
-    def __call__(self, block: Block, view: memoryview) -> None:
-        """Watch `view`, which keeps `block` in use on this side."""
-        token = next(self._tokens)
-        key = (block.segment, block.offset)
-
-        def died(_: object) -> None:
+        def died(view: _View) -> None:
             # May run inside the garbage collector, in any thread: no lock, no I/O.
-            self._alive.pop(token, None)
-            self._dead.append(key)
+            del alive[id(view)]
+            dead.append(view.block)
 
-        self._alive[token] = weakref.ref(view, died)
+        self._died = died
+
+    def __call__(self, block: Block, memory: memoryview) -> None:
+        """Watch `memory`, which keeps `block` in use on this side."""
+        view = _View(memory, self._died)
+        view.block = block.segment, block.offset
+        self._alive[id(view)] = view
 
     def take(self) -> list[tuple[int, int]]:
         """Return what has died since the last call."""

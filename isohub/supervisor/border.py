@@ -108,6 +108,7 @@ class Border:
             LocalProtocolError: It is too long; all that it had along is taken back.
         """
         request = self.request(verb, payload, state, fields)
+        pending = self._pending
         try:
             message = codec.encode(request)
             if len(message) > MAX_MESSAGE_BYTES:
@@ -118,7 +119,7 @@ class Border:
         except BaseException:
             self.unsend(request)
             raise
-        return message, [fd for *_, fd in self._pending]
+        return message, [fd for *_, fd in pending] if pending else []
 
     def unsend(self, request: Request) -> None:
         """Take back all that a request had along, since it is not sent."""
@@ -179,6 +180,7 @@ class Border:
 
     def request(self, verb: Verb, payload: Payload, state: TorchState, fields: dict[str, Any]) -> Request:
         """Return a request, with all that goes along: new segments, and what nobody here holds any more."""
+        pending = self._pending
         return Request(
             verb=verb,
             payload=payload,
@@ -187,8 +189,8 @@ class Border:
             changes=self.proxies.changes(live=verb != "release"),
             freed=self._watch.take(),
             released=self.proxies.released(),
-            segments=[(number, nbytes) for number, nbytes, _ in self._pending],
-            common=[number for number, *_ in self._pending if self._lent.has(number)],
+            segments=[(number, nbytes) for number, nbytes, _ in pending] if pending else [],
+            common=[number for number, *_ in pending if self._lent.has(number)] if pending else [],
             **fields,
         )
 

@@ -32,6 +32,10 @@ from isohub.wire.messages import (
 
 __all__ = ["Connection"]
 
+# Tuples, since `isinstance` of a union takes several times as long.
+_ANSWERS = (Returned, Raised)
+_SETTLED = (Returned, Raised, Callback)
+
 # The traceback of a crash in native code has some 20 frames below the repository's own.
 _TAIL_LINES = 30
 _STACK_LINES = 25  # of which so many
@@ -54,6 +58,7 @@ class Connection:
         self._channel = Channel(process.channel)
         self._frames = Frames(process.pid)
         self._outputs = (Output(process.out, "stdout"), Output(process.err, "stderr"))
+        self._muted = False
         self._output_poll = select.poll()
         for output in self._outputs:
             self._output_poll.register(output.fd, select.POLLIN)
@@ -113,9 +118,9 @@ class Connection:
         """
         while True:
             message = self._receive(deadline)
-            if isinstance(message, Returned | Raised | Callback) and self.shares is not None and self.shares.moved():
+            if self.shares is not None and isinstance(message, _SETTLED) and self.shares.moved():
                 self.shares.settle(self, deadline)  # what was written there is seen here from now on
-            if isinstance(message, Returned | Raised):
+            if isinstance(message, _ANSWERS):
                 if self._channel.unread():
                     raise RemoteProtocolError("more than one answer to one request")
                 return message
@@ -155,8 +160,10 @@ class Connection:
 
     def mute(self, muted: bool) -> None:
         """Keep what it prints to ourselves, or pass it on."""
-        for output in self._outputs:
-            output.muted = muted
+        if muted is not self._muted:
+            self._muted = muted
+            for output in self._outputs:
+                output.muted = muted
 
     def tail(self) -> tuple[str, ...]:
         """Return the last lines of its stderr, oldest first; of a stack that it wrote last, the innermost frames."""

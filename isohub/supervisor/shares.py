@@ -12,7 +12,7 @@ from isohub.shm.common_copy import Common, Piece, Role, SharedSegment
 from isohub.shm.pages import PAGE_BYTES
 from isohub.shm.watcher import ALIVE_AT
 from isohub.supervisor.deadlines import Deadline
-from isohub.supervisor.exchange import guarded
+from isohub.supervisor.exchange import Guard
 from isohub.supervisor.watching import Watcher
 from isohub.wire.messages import Returned, Share, Unshare
 from isohub.wire.specs import Block
@@ -276,7 +276,7 @@ class Shares:
         # Not the caller's deadline: it would end a worker that has nothing to do with it.
         worker, due = self.worker, Deadline(time.monotonic() + SHARE_S, SHARE_S)
         assert worker is not None, "it is being asked"
-        with guarded(worker, due):
+        with Guard(worker, due):
             return self._ask(connection, message, descriptors, due.at)
 
     def _ask(

@@ -9,7 +9,7 @@ from isohub.errors import BrokenWorkerError, WorkerStartError, WorkerTimeoutErro
 from isohub.supervisor import endings
 from isohub.supervisor.connection import Connection
 from isohub.supervisor.deadlines import nearest
-from isohub.supervisor.exchange import guarded
+from isohub.supervisor.exchange import Guard
 from isohub.supervisor.raised import exception
 from isohub.wire.lifecycle import Event, after
 from isohub.wire.messages import Raised
@@ -53,7 +53,7 @@ def start(worker: Worker, idle: IdleWorkers, prepare: Prepare) -> None:
         worker.pid = process.pid
         worker._connection = connection = Connection(process, worker._background, worker._services)
         try:
-            with guarded(worker, due), trace.step("supervisor.prepare"):
+            with Guard(worker, due), trace.step("supervisor.prepare"):
                 answer = connection.prepare(prepare, worker.border, due.at)
         except (BrokenWorkerError, WorkerTimeoutError) as error:
             if due is held and isinstance(error, WorkerTimeoutError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 import torch
 
@@ -27,20 +28,27 @@ class Generator:
 
     def __init__(self) -> None:
         self._known: bytes | None = None
+        self._last: tuple[Any, TorchState] = None, TorchState()  # modes, and what says them
 
     def current(self) -> TorchState:
         """Return the modes to take on for a request made now, in this thread."""
         now = _generator_state()
         rng = None if now == self._known else now
         self._known = now
-        autocast = torch.is_autocast_enabled("cpu")
-        return TorchState(
+        modes = (
             torch.is_grad_enabled(),
             torch.is_inference_mode_enabled(),
-            name_of_dtype(torch.get_default_dtype()) or "float32",
-            name_of_dtype(torch.get_autocast_dtype("cpu")) if autocast else None,
-            rng,
+            torch.get_default_dtype(),
+            torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None,
         )
+        if rng is None and modes == self._last[0]:
+            return self._last[1]
+        grad, inference, default, autocast = modes
+        cast_to = None if autocast is None else name_of_dtype(autocast)
+        said = TorchState(grad, inference, name_of_dtype(default) or "float32", cast_to, rng)
+        if rng is None:
+            self._last = modes, said
+        return said
 
     def unsend(self) -> None:
         """Know that the modes last returned did not go to the worker."""

@@ -71,9 +71,10 @@ class Border:
     def accept(self, request: Request, descriptors: list[int]) -> None:
         """Take in what comes along with a request: new segments, and what the parent gives back."""
         with self._lock:
-            for (number, nbytes), fd in zip(request.segments, descriptors, strict=True):
-                self._inbox[number] = Segment(number, fd, nbytes, frozen=number in request.common)
-                os.close(fd)
+            if request.segments or descriptors:
+                for (number, nbytes), fd in zip(request.segments, descriptors, strict=True):
+                    self._inbox[number] = Segment(number, fd, nbytes, frozen=number in request.common)
+                    os.close(fd)
             for number, offset in request.freed:
                 self._arena.release(number, offset)
             # Before what is released: the last change of a tree may be told when nobody holds it any more.
@@ -84,11 +85,15 @@ class Border:
 
     def news(self) -> dict[str, Any]:
         """Return what goes along with an answer: blocks and segments of which nothing lives here."""
-        freed, dropped = [], []
+        freed: list[tuple[int, int]] = []
+        dropped: list[int] = []
+        dead = self._watch.take()
+        if not dead:
+            return {"freed": freed, "dropped": dropped}
         with self._lock:
-            for number, offset in self._watch.take():
+            for number, offset in dead:
                 if number in self._inbox:
-                    nbytes = self._common.pop((number, offset), 0)
+                    nbytes = self._common.pop((number, offset), 0) if self._common else 0
                     if nbytes:  # what the repository's code wrote there must not stand before the next input
                         self._inbox[number].forget_writes(offset, nbytes)
                     freed.append((number, offset))

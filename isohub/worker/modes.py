@@ -16,9 +16,21 @@ from isohub.wire.messages import TorchState
 __all__ = ["Modes"]
 
 
+class _NoGrad:
+    """`torch.no_grad()` for one request, of which one is under way at a time; it takes a tenth of the time."""
+
+    _before = True
+
+    def __enter__(self) -> None:
+        self._before = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)
+
+    def __exit__(self, *_: object) -> None:
+        torch._C._set_grad_enabled(self._before)
+
+
 _ORDINARY = nullcontext()
-# One for all requests, of which one is under way at a time: to make it takes longer than to use it.
-_NO_GRAD = torch.no_grad()
+_NO_GRAD = _NoGrad()
 
 
 class Modes:

@@ -102,20 +102,21 @@ class _Server:
         answer: Returned | Raised
         payload, took = Payload(), []
         try:
-            if isinstance(request, Share | Unshare):
-                return codec.encode(Returned(payload=self._sharing.do(request, descriptors), **self._border.news()))
-            if isinstance(request, Prepare):
-                downloads.take_over(self._line.need_files)
-                self._border.frozen = request.frozen
-                self._title.name(request.label)
-                self._executor = Executor(prepare.prepare(request), self._border, self._callbacks)
-            else:
-                assert isinstance(request, Request) and self._executor is not None, "a request before Prepare"
+            if isinstance(request, Request):
+                assert self._executor is not None, "a request before Prepare"
                 self._callbacks.accept(request, descriptors)
                 with self._modes.of(request.state, nested=nested):
                     payload = self._executor.execute(request)
                 if request.verb == "build":
                     took = self._executor.took
+            elif isinstance(request, Prepare):
+                downloads.take_over(self._line.need_files)
+                self._border.frozen = request.frozen
+                self._title.name(request.label)
+                self._executor = Executor(prepare.prepare(request), self._border, self._callbacks)
+            else:
+                assert isinstance(request, Share | Unshare), "an answer to nothing"
+                return codec.encode(Returned(payload=self._sharing.do(request, descriptors), **self._border.news()))
             answer = Returned(payload=payload, rng=self._modes.moved(), took=took, **self._border.news())
             data = codec.encode(answer)
             pack_header(len(data), 0)  # raises here if it is too long, so that the error can be told
@@ -201,7 +202,8 @@ class _Line:
     def close(self) -> None:
         """Let no more questions be asked, once those that are being asked have their answers."""
         with self._turn:
-            self._turn.wait_for(lambda: not self._calls)
+            if self._calls:
+                self._turn.wait_for(lambda: not self._calls)
             self.open = False
 
     def _ask(self, question: NeedSegment | NeedFiles | Callback) -> tuple[FromParent, list[int]]:
