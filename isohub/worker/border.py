@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 from isohub.shm.arena import Arena
+from isohub.shm.copying import copy_all
 from isohub.shm.plans import MISSING, Plans
 from isohub.shm.segment import Segment
 from isohub.shm.tensors import (
@@ -209,10 +210,14 @@ class Border:
             with self._lock:
                 block = self._arena.allocate(tensor.numel() * tensor.itemsize)
             segment = self._arena.segment(block.segment)
-            placed.append(segment.address + block.offset)
+            placed.append(self._arena.address(block))
             self._arena.placed[placed[-1]] = block
             memory = storage_over(segment.view(block.offset, block.nbytes))
-            return tensor_over(memory, tensor.dtype, 0, tensor.shape, tensor.stride()).copy_(tensor)
+            copy = tensor_over(memory, tensor.dtype, 0, tensor.shape, tensor.stride())
+            if tensor.is_conj() or tensor.is_neg():  # its numbers are not what its memory says
+                return copy.copy_(tensor)
+            copy_all([(placed[-1], tensor.data_ptr(), block.nbytes)])
+            return copy
 
         try:
             yield place

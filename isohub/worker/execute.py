@@ -33,6 +33,7 @@ class Executor:
         self._callbacks = callbacks
         self._savers = Savers()
         self._savers.take_over()
+        self.result: Any = None  # of the last call, until it is sent: to free large memory can take milliseconds
         self.took: list[tuple[Any, float]] = []  # by the parts of the last build; see `wire.messages.Returned`
 
     def execute(self, request: Request) -> Payload:
@@ -57,8 +58,8 @@ class Executor:
         target = self._target(request)
         args, kwargs = self._border.unpack(request.payload)
         args, kwargs = devices.to_device_of(target, (args, kwargs))
-        result = devices.to_cpu(self._callbacks.call(target, *args, **kwargs))
-        return self._border.pack(result, only_forward=isinstance(target, torch.nn.Module))
+        self.result = devices.to_cpu(self._callbacks.call(target, *args, **kwargs))
+        return self._border.pack(self.result, only_forward=isinstance(target, torch.nn.Module))
 
     def _list(self, _: Request) -> Payload:
         return self._border.pack(self._hubconf.list())

@@ -88,6 +88,8 @@ class _Server:
             called = isinstance(request, Request) and request.verb != "release"
             self._title.idle(len(self._border.objects), called=called)
             self._channel.send(data)
+            if self._executor is not None:
+                self._executor.result = None
             if isinstance(request, Request) and request.verb == "close":
                 return
 

@@ -13,7 +13,7 @@ import weakref
 import torch
 
 import isohub.worker.__main__  # noqa: F401 - so that a fork finds it ready
-from isohub.worker import bytecode
+from isohub.worker import bytecode, weights
 from isohub.worker.title import FORKSERVER, command_line, name_process
 
 # torch imports it, and SymPy with it, in the first backward pass that is given a gradient: 1 to 2 s and 45 MB of
@@ -24,6 +24,7 @@ with contextlib.suppress(ImportError):
 # What each worker would look up for itself and find the same.
 command_line()
 bytecode.installed()
+weights.keep_for_later()  # a fork has it from here
 torch.set_num_threads(1)
 name_process(FORKSERVER)
 # What torch would take down at the end of a program, operator by operator: a worker just ends. It would cost each 40 ms
