@@ -59,20 +59,28 @@ class Arena:
         """Make sure that blocks of these sizes, in bytes, can be allocated; at most one segment is added."""
         total = sum(map(padded, sizes))
         if total > max((length for free in self._free.values() for _, length in free), default=0):
-            segment = self._grow(max(total, MIN_SEGMENT_BYTES))
-            self._segments[segment.number] = segment
-            self._free[segment.number] = [(0, segment.nbytes)]
+            self._add_segment(total)
 
     def allocate(self, nbytes: int) -> Block:
         """Return a free block of `nbytes` bytes."""
         size = padded(nbytes)
-        found = self._take(size)
-        if found is None:
-            self.reserve([nbytes])
-            found = self._take(size)
-            assert found is not None, "a segment smaller than what was asked for"
+        found = self._take(size) or self._take_new(size)
         self._used[found] = size
         return Block(*found, nbytes)
+
+    def allocate_all(self, sizes: list[int]) -> list[Block]:
+        """Return free blocks of these sizes, in bytes, one after the other in one segment; or none at all."""
+        if not sizes:
+            return []
+        total = sum(map(padded, sizes))
+        segment, offset = self._take(total) or self._take_new(total)
+        blocks = []
+        for nbytes in sizes:
+            size = padded(nbytes)
+            self._used[segment, offset] = size
+            blocks.append(Block(segment, offset, nbytes))
+            offset += size
+        return blocks
 
     def release(self, segment: int, offset: int) -> None:
         """Take a block back.
@@ -89,6 +97,17 @@ class Arena:
             offset, before = free.pop(place - 1)
             size, place = size + before, place - 1
         free.insert(place, (offset, size))
+
+    def _add_segment(self, size: int) -> None:
+        segment = self._grow(max(size, MIN_SEGMENT_BYTES))
+        self._segments[segment.number] = segment
+        self._free[segment.number] = [(0, segment.nbytes)]
+
+    def _take_new(self, size: int) -> tuple[int, int]:
+        self._add_segment(size)
+        found = self._take(size)
+        assert found is not None, "a segment smaller than what was asked for"
+        return found
 
     def _take(self, size: int) -> tuple[int, int] | None:
         for number, free in self._free.items():

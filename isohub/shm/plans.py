@@ -100,15 +100,18 @@ class Plans:
         copies: list[tuple[int, int, int]] = []
         placed = arena.placed
         try:
-            if len(sources) > 1:
-                arena.reserve(written.sizes)
-            for address, nbytes in zip(sources, written.sizes, strict=True):
-                if placed and address in placed and placed[address].nbytes == nbytes:
-                    blocks.append(placed.pop(address))
-                    continue
-                block = arena.allocate(nbytes)
-                blocks.append(block)
-                copies.append((arena.address(block), address, nbytes))
+            if not placed:
+                blocks = arena.allocate_all(written.sizes)
+                copies = [
+                    (arena.address(block), source, block.nbytes) for block, source in zip(blocks, sources, strict=True)
+                ]
+            else:
+                for address, nbytes in zip(sources, written.sizes, strict=True):
+                    if address in placed and placed[address].nbytes == nbytes:
+                        blocks.append(placed.pop(address))
+                        continue
+                    blocks.append(arena.allocate(nbytes))
+                    copies.append((arena.address(blocks[-1]), address, nbytes))
             copy_all(copies)
         except BaseException:
             for block in blocks:
