@@ -27,7 +27,9 @@ def copy_all(pieces: Sequence[tuple[int, int, int]]) -> None:
     Several threads share the work where it is large and there are processors that nobody else wants. On a busy machine
     they would wait for the slowest: torch's own copy, which always takes several, was seen to take ten times as long.
     """
-    total = sum(nbytes for *_, nbytes in pieces)
+    total = 0
+    for *_, nbytes in pieces:
+        total += nbytes
     threads = 1
     if total >= SHARED_FROM_BYTES:
         threads = min(1 + processors.spare(time.perf_counter()), MAX_THREADS)

@@ -90,13 +90,10 @@ class Border:
             return _NO_ARGUMENTS
         if self._common:
             with self._lent.placed(self._arena.placed):
-                return self._pack(args, kwargs)
-        return self._pack(args, kwargs)
+                return self._plans.write((args, kwargs), self._arena, self.residents) or self._pack(args, kwargs)
+        return self._plans.write((args, kwargs), self._arena, self.residents) or self._pack(args, kwargs)
 
     def _pack(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payload:
-        planned = self._plans.write((args, kwargs), self._arena, self.residents)
-        if planned is not None:
-            return planned
         packer = Packer(self._arena, self.residents, self._other, None, self.proxies.ref_of)
         payload = packer.pack((args, kwargs), "arguments")
         return structs.replace(payload, numbered=self.proxies.numbered(packer.noted)) if packer.noted else payload

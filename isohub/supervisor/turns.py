@@ -61,7 +61,11 @@ class Turn:
 
     def try_take(self) -> bool:
         """Take the turn if that needs no waiting; return whether it did."""
-        return self._lock.acquire(blocking=False) and self._taken()
+        if not self._lock.acquire(False):
+            return False
+        self._depth += 1
+        self._owner = threading.get_ident()
+        return True
 
     def give(self) -> None:
         """Give the turn back, as often as it was taken."""

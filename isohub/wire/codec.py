@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Callable
+from typing import cast
 
 from isohub.errors import RemoteProtocolError
 from isohub.wire import structs
@@ -16,9 +17,8 @@ _from_worker = structs.decode_as(FromWorker)
 _form = structs.decode_as(Form)
 
 
-def encode(message: FromParent | FromWorker) -> bytes:
-    """Return `message` as JSON in UTF-8."""
-    return structs.encode(message)
+# Returns a message as JSON in UTF-8.
+encode: Callable[[FromParent | FromWorker], bytes] = structs.encode
 
 
 def decode_from_worker(data: bytes | memoryview) -> FromWorker:
@@ -27,7 +27,10 @@ def decode_from_worker(data: bytes | memoryview) -> FromWorker:
     Raises:
         RemoteProtocolError: It is none, or a value in it is of the wrong type.
     """
-    return cast("FromWorker", _decoded(_from_worker, data))
+    try:
+        return _from_worker.decode(data)  # type: ignore[return-value]
+    except _UNREADABLE as error:
+        raise _unreadable(error) from None
 
 
 def encode_form(form: Form) -> str:
@@ -45,19 +48,22 @@ def whole(payload: Payload) -> Payload:
         return payload
     if payload.value is not None or payload.tensors:
         raise RemoteProtocolError("a payload that has a form, and a value beside it")
-    form = cast("Form", _decoded(_form, payload.form))
+    try:
+        form = cast("Form", _form.decode(payload.form))
+    except _UNREADABLE as error:
+        raise _unreadable(error) from None
     return structs.replace(payload, value=form.value, tensors=form.tensors, form="")
 
 
 def decode_from_parent(data: bytes | memoryview) -> FromParent:
     """Read a message that the parent sent; the parent is trusted."""
-    return cast("FromParent", _from_parent.decode(data))
+    return _from_parent.decode(data)  # type: ignore[return-value]
 
 
-def _decoded(decoder: Any, data: bytes | memoryview | str) -> object:
-    try:
-        return decoder.decode(data)
-    # msgspec raises DecodeError (a ValueError) and its subclass ValidationError, RecursionError on
-    # deep nesting, and UnicodeDecodeError (a ValueError too) on strings that are no UTF-8.
-    except (ValueError, RecursionError, MemoryError, OverflowError) as error:
-        raise RemoteProtocolError(f"a message that cannot be read: {clean(str(error), 200)}") from None
+# msgspec raises DecodeError (a ValueError) and its subclass ValidationError, RecursionError on
+# deep nesting, and UnicodeDecodeError (a ValueError too) on strings that are no UTF-8.
+_UNREADABLE = (ValueError, RecursionError, MemoryError, OverflowError)
+
+
+def _unreadable(error: Exception) -> RemoteProtocolError:
+    return RemoteProtocolError(f"a message that cannot be read: {clean(str(error), 200)}")
