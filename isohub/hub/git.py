@@ -4,7 +4,8 @@ What comes out depends on the arguments alone: no configuration, attributes, hoo
 user or the system, no variable of a git hook that this process may run in.
 
 Talking to another machine is the exception, and only that: there the user's own git knows the way in, by
-credential helpers, ssh, proxies and certificates. A token of the environment goes before these; it is handed
+credential helpers, ssh, proxies and certificates. Over https it waits no longer than `http` for a server that has
+fallen silent. A token of the environment goes before these; it is handed
 on by a variable, since anybody can read the arguments of a program, and as a credential, which git gives to
 the named host alone.
 
@@ -26,7 +27,7 @@ from typing import IO
 from urllib.parse import urlsplit
 
 from isohub.errors import FetchError, UnreachableError
-from isohub.hub.http import ca_bundle
+from isohub.hub import http
 from isohub.hub.tokens import token_of
 
 __all__ = ["DEFAULT_TIMEOUT_S", "GitError", "is_installed", "run", "unreadable"]
@@ -78,7 +79,7 @@ _TOKEN_VARIABLE = "ISOHUB_GIT_TOKEN"  # noqa: S105 - the name of a variable
 
 _NO_ANSWER = re.compile(
     r"Could not resolve host|Failed to connect|Couldn't connect|Connection (timed out|refused)|No route to host|"
-    r"Network is unreachable|Could not resolve hostname|Name or service not known|Operation timed out|Empty reply"
+    r"Network is unreachable|Could not resolve hostname|Name or service not known|Operation t(imed out|oo slow)|Empty reply"
 )
 
 
@@ -230,7 +231,10 @@ def _environment_for(remote: str) -> dict[str, str]:
         if not name.startswith("GIT_") or _KEPT_FOR_REMOTES.fullmatch(name)
     }
     kept |= {name: value for name, value in _VARIABLES.items() if not name.startswith("GIT_CONFIG_")}
-    if bundle := ca_bundle():
+    # Git itself waits for a silent server without end.
+    kept.setdefault("GIT_HTTP_LOW_SPEED_LIMIT", "1")
+    kept.setdefault("GIT_HTTP_LOW_SPEED_TIME", f"{http.READ_TIMEOUT_S:.0f}")
+    if bundle := http.ca_bundle():
         kept.setdefault("GIT_SSL_CAPATH" if Path(bundle).is_dir() else "GIT_SSL_CAINFO", bundle)
     parts = urlsplit(remote)
     token = token_of(parts.netloc) if parts.scheme in {"https", "http"} else None
