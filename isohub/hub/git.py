@@ -20,7 +20,8 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -35,6 +36,7 @@ __all__ = ["DEFAULT_TIMEOUT_S", "GitError", "is_installed", "run", "unreadable"]
 # Ten minutes bring 600 MB over a line of 1 MB/s; a git that hangs on a dead network disk ends at last.
 DEFAULT_TIMEOUT_S = 600.0
 
+_WAITING_EVERY_S = 0.25
 _MAX_STDERR_CHARS = 2000
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
@@ -79,7 +81,8 @@ _TOKEN_VARIABLE = "ISOHUB_GIT_TOKEN"  # noqa: S105 - the name of a variable
 
 _NO_ANSWER = re.compile(
     r"Could not resolve host|Failed to connect|Couldn't connect|Connection (timed out|refused)|No route to host|"
-    r"Network is unreachable|Could not resolve hostname|Name or service not known|Operation t(imed out|oo slow)|Empty reply"
+    r"Network is unreachable|Could not resolve hostname|Name or service not known|Operation t(imed out|oo slow)|"
+    r"Empty reply"
 )
 
 
@@ -108,6 +111,7 @@ def run(
     remote: str | None = None,
     stdin: bytes = b"",
     stdout: IO[bytes] | None = None,
+    waiting: Callable[[], None] | None = None,
 ) -> str:
     """Run `git` and return its stdout; bytes that are not UTF-8 come as surrogate escapes.
 
@@ -118,6 +122,7 @@ def run(
         remote: The URL on another machine that it talks to; then the user's own settings count.
         stdin: What it reads.
         stdout: Where its output goes, if it is not wanted as a text.
+        waiting: Called now and then while it runs.
 
     Raises:
         GitError: It failed or took too long.
@@ -125,7 +130,7 @@ def run(
     """
     with _started(args, cwd, remote, stdout) as process:
         try:
-            printed, stderr = process.communicate(stdin, timeout=timeout_s)
+            printed, stderr = _communicate(process, stdin, timeout_s, waiting)
         except subprocess.TimeoutExpired as error:
             _kill_session(process)
             raise GitError(f"git {_verb(args)} took longer than {timeout_s:g} s", stderr="") from error
@@ -136,6 +141,22 @@ def run(
         said = _clean(stderr)
         raise GitError(f"git {_verb(args)} failed: {said or f'exit code {process.returncode}'}", stderr=said)
     return (printed or b"").decode("utf-8", "surrogateescape")
+
+
+def _communicate(
+    process: subprocess.Popen[bytes], stdin: bytes, timeout_s: float, waiting: Callable[[], None] | None
+) -> tuple[bytes | None, bytes]:
+    end_s = time.monotonic() + timeout_s
+    given: bytes | None = stdin
+    while True:
+        left_s = end_s - time.monotonic()
+        try:
+            return process.communicate(given, timeout=left_s if waiting is None else min(left_s, _WAITING_EVERY_S))
+        except subprocess.TimeoutExpired:
+            if waiting is None or time.monotonic() >= end_s:
+                raise
+            given = None  # it goes on with what it was given first
+            waiting()
 
 
 def unreadable(url: str, error: GitError) -> FetchError:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import re
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from isohub.errors import FetchError, UnreachableError
-from isohub.hub import download, http
+from isohub.hub import download, http, progress
 from isohub.hub.cache import Cache
 from isohub.hub.fetch import fetch
 from isohub.hub.resolve import resolve
 from isohub.hub.weights import fetch_weights
 from isohub.refs import RepoRef
 from tests.helpers.githost import Certificate, GitHost
+from tests.helpers.repos import git, write_files
+from tests.helpers.waiting import until
 from tests.hosts.conftest import load, version
 
 
@@ -71,6 +77,31 @@ def test_silent_servers(host: GitHost, cache: Cache, monkeypatch: pytest.MonkeyP
     assert host.count("name/git-upload-pack$") == 1
     assert version(load(host, "owner/name:v1", cache)) == "VERSION = 1"
     assert fetch_weights(f"{host.url}/model.pth").read_bytes() == b"weights"
+
+
+def test_progress_of_git(
+    repo: Path, cache: Cache, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While git brings what takes longer, the log says how much has come."""
+    caplog.set_level(logging.INFO, "isohub.hub")
+    write_files(repo, {"large": os.urandom(3_000_000)} | {f"small/{number}": f"{number}" for number in range(120)})
+    git(repo, "add", "--all")
+    git(repo, "commit", "--quiet", "--message", "large")
+    monkeypatch.setattr(progress, "SHOWN_AFTER_S", 0.0)
+    monkeypatch.setattr(progress, "_LINE_EVERY_S", 0.0)
+    go_on = threading.Event()
+    with GitHost(()) as host, ThreadPoolExecutor(1) as pool:
+        host.add("owner/name", repo)
+        # The longer of two answers, with the files. Of less than 100 objects git would make nothing before it has all.
+        host.misbehave("git-upload-pack$", hold_at=2_500_000, wait_for=go_on)
+        loading = pool.submit(load, host, "owner/name", cache)
+        try:
+            until(lambda: any(re.fullmatch(r"name: [2-3]\.\d MB", line) for line in list(caplog.messages)))
+            assert not loading.done()
+        finally:
+            go_on.set()
+
+        assert (loading.result(60).files / "large").stat().st_size == 3_000_000
 
 
 @pytest.mark.usefixtures("no_git")
