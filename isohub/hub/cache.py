@@ -16,7 +16,8 @@
 
 Note [whole or not there]: a checkout is put together in tmp/ and moved into place by one rename, so that a
 process which is killed at any instant leaves a folder in tmp/ and nothing else. What is in place is still
-held against its isohub.json (number of files, bytes) before each use, because people tidy up.
+held against its isohub.json before each use, because people tidy up, and try things out: number of files, bytes,
+and times of change. Where the times alone differ each byte is read, since a copy of the cache may have new ones.
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
+from uuid import uuid4
 
 from filelock import FileLock
 
@@ -92,9 +95,14 @@ class Cache:
         try:
             metadata = json.loads((folder / _METADATA).read_bytes())
             expected = (resolved.repo.identity, resolved.commit, metadata["file_count"], metadata["size_bytes"])
-            if (metadata["identity"], metadata["commit"], *tree.measure(folder / "files")) != expected:
+            *measured, times_hash = tree.look(folder / "files")
+            if (metadata["identity"], metadata["commit"], *measured) != expected:
                 return None
             found, fetched_by = str(metadata["tree_hash"]), metadata.get("fetched_by")
+            if metadata.get("times_hash") != times_hash:
+                if tree.tree_hash(folder / "files") != found:
+                    return None
+                _note_times(folder, metadata, times_hash)
         except (OSError, ValueError, KeyError, TypeError):  # not there, cut short, or edited by somebody
             return None
         pycache = folder / "pycache"
@@ -181,7 +189,7 @@ class Cache:
             files.mkdir(parents=True)
             source, fetched_by = fetch_into(files) or (resolved.repo.url, None)
             tree.make_read_only(files)
-            file_count, size_bytes = tree.measure(files)
+            file_count, size_bytes, times_hash = tree.look(files)
             metadata = {
                 "identity": resolved.repo.identity,
                 "url": resolved.repo.url,
@@ -194,8 +202,9 @@ class Cache:
                 "file_count": file_count,
                 "size_bytes": size_bytes,
                 "tree_hash": tree.tree_hash(files),
+                "times_hash": times_hash,
             }
-            (staging / _METADATA).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+            (staging / _METADATA).write_text(_text_of(metadata), encoding="utf-8")
             folder.parent.mkdir(parents=True, exist_ok=True)
             staging.rename(folder)
 
@@ -244,6 +253,22 @@ class Cache:
             _logger.warning("cannot make %s: %s", checkpoints, error)
             return
         tree.link(hub / "checkpoints", str(checkpoints))
+
+
+def _note_times(folder: Path, metadata: dict[str, Any], times_hash: str) -> None:
+    """Write down the times of files that were found to be sound, so that they need not be read next time."""
+    temporary = folder / f".{uuid4().hex}"
+    try:
+        temporary.write_text(_text_of({**metadata, "times_hash": times_hash}), encoding="utf-8")
+        temporary.replace(folder / _METADATA)
+    except OSError as error:  # a cache that may only be read: they are read each time
+        _logger.debug("cannot note the times of %s: %s", folder, error)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _text_of(metadata: dict[str, Any]) -> str:
+    return json.dumps(metadata, indent=2) + "\n"
 
 
 def _short_hash(text: str) -> str:

@@ -27,7 +27,7 @@ from urllib.request import url2pathname
 from uuid import uuid4
 
 from isohub.errors import FetchError, HashMismatchError, UnreachableError
-from isohub.hub.http import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, ca_bundle, is_offline
+from isohub.hub.http import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, ca_bundle, is_offline, untrusted
 from isohub.hub.partial import Downloaded, PartialFile
 from isohub.hub.progress import Progress
 
@@ -191,6 +191,8 @@ def _ask_once(session: requests.Session, url: str, body: PartialFile, bar: Progr
     timeouts_s = (CONNECT_TIMEOUT_S, READ_TIMEOUT_S)
     try:
         response = session.get(url, headers=headers, stream=True, timeout=timeouts_s, verify=ca_bundle() or True)
+    except requests.exceptions.SSLError as error:
+        raise untrusted(without_user(url), _reason(error)) from error
     except (requests.ConnectionError, requests.Timeout) as error:
         raise UnreachableError(f"Cannot download {without_user(url)}: {_reason(error)}", url=url) from error
     except (requests.RequestException, ValueError) as error:  # ValueError: a host name that cannot be one
@@ -272,6 +274,7 @@ def _session() -> requests.Session:
         status_forcelist=_BUSY,
         backoff_factor=_BACKOFF_S,
         raise_on_status=False,
+        other=0,  # a certificate does not become right by asking again
         respect_retry_after_header=False,
     )
     for scheme in ("http://", "https://"):

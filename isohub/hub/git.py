@@ -4,7 +4,8 @@ What comes out depends on the arguments alone: no configuration, attributes, hoo
 user or the system, no variable of a git hook that this process may run in.
 
 Talking to another machine is the exception, and only that: there the user's own git knows the way in, by
-credential helpers, ssh, proxies and certificates. A token of the environment goes before these; it is handed
+credential helpers, ssh, proxies and certificates. Over https it waits no longer than `http` for a server that has
+fallen silent. A token of the environment goes before these; it is handed
 on by a variable, since anybody can read the arguments of a program, and as a credential, which git gives to
 the named host alone.
 
@@ -19,14 +20,15 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
 from isohub.errors import FetchError, UnreachableError
-from isohub.hub.http import ca_bundle
+from isohub.hub import http
 from isohub.hub.tokens import token_of
 
 __all__ = ["DEFAULT_TIMEOUT_S", "GitError", "is_installed", "run", "unreadable"]
@@ -34,6 +36,7 @@ __all__ = ["DEFAULT_TIMEOUT_S", "GitError", "is_installed", "run", "unreadable"]
 # Ten minutes bring 600 MB over a line of 1 MB/s; a git that hangs on a dead network disk ends at last.
 DEFAULT_TIMEOUT_S = 600.0
 
+_WAITING_EVERY_S = 0.25
 _MAX_STDERR_CHARS = 2000
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
@@ -78,7 +81,8 @@ _TOKEN_VARIABLE = "ISOHUB_GIT_TOKEN"  # noqa: S105 - the name of a variable
 
 _NO_ANSWER = re.compile(
     r"Could not resolve host|Failed to connect|Couldn't connect|Connection (timed out|refused)|No route to host|"
-    r"Network is unreachable|Could not resolve hostname|Name or service not known|Operation timed out|Empty reply"
+    r"Network is unreachable|Could not resolve hostname|Name or service not known|Operation t(imed out|oo slow)|"
+    r"Empty reply"
 )
 
 
@@ -107,6 +111,7 @@ def run(
     remote: str | None = None,
     stdin: bytes = b"",
     stdout: IO[bytes] | None = None,
+    waiting: Callable[[], None] | None = None,
 ) -> str:
     """Run `git` and return its stdout; bytes that are not UTF-8 come as surrogate escapes.
 
@@ -117,6 +122,7 @@ def run(
         remote: The URL on another machine that it talks to; then the user's own settings count.
         stdin: What it reads.
         stdout: Where its output goes, if it is not wanted as a text.
+        waiting: Called now and then while it runs.
 
     Raises:
         GitError: It failed or took too long.
@@ -124,7 +130,7 @@ def run(
     """
     with _started(args, cwd, remote, stdout) as process:
         try:
-            printed, stderr = process.communicate(stdin, timeout=timeout_s)
+            printed, stderr = _communicate(process, stdin, timeout_s, waiting)
         except subprocess.TimeoutExpired as error:
             _kill_session(process)
             raise GitError(f"git {_verb(args)} took longer than {timeout_s:g} s", stderr="") from error
@@ -135,6 +141,22 @@ def run(
         said = _clean(stderr)
         raise GitError(f"git {_verb(args)} failed: {said or f'exit code {process.returncode}'}", stderr=said)
     return (printed or b"").decode("utf-8", "surrogateescape")
+
+
+def _communicate(
+    process: subprocess.Popen[bytes], stdin: bytes, timeout_s: float, waiting: Callable[[], None] | None
+) -> tuple[bytes | None, bytes]:
+    end_s = time.monotonic() + timeout_s
+    given: bytes | None = stdin
+    while True:
+        left_s = end_s - time.monotonic()
+        try:
+            return process.communicate(given, timeout=left_s if waiting is None else min(left_s, _WAITING_EVERY_S))
+        except subprocess.TimeoutExpired:
+            if waiting is None or time.monotonic() >= end_s:
+                raise
+            given = None  # it goes on with what it was given first
+            waiting()
 
 
 def unreadable(url: str, error: GitError) -> FetchError:
@@ -230,7 +252,10 @@ def _environment_for(remote: str) -> dict[str, str]:
         if not name.startswith("GIT_") or _KEPT_FOR_REMOTES.fullmatch(name)
     }
     kept |= {name: value for name, value in _VARIABLES.items() if not name.startswith("GIT_CONFIG_")}
-    if bundle := ca_bundle():
+    # Git itself waits for a silent server without end.
+    kept.setdefault("GIT_HTTP_LOW_SPEED_LIMIT", "1")
+    kept.setdefault("GIT_HTTP_LOW_SPEED_TIME", f"{http.READ_TIMEOUT_S:.0f}")
+    if bundle := http.ca_bundle():
         kept.setdefault("GIT_SSL_CAPATH" if Path(bundle).is_dir() else "GIT_SSL_CAINFO", bundle)
     parts = urlsplit(remote)
     token = token_of(parts.netloc) if parts.scheme in {"https", "http"} else None

@@ -6,6 +6,8 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,6 +15,7 @@ from urllib.parse import urljoin, urlsplit
 
 from isohub.errors import FetchError
 from isohub.hub import git, tree
+from isohub.hub.progress import Progress
 from isohub.servers import is_loopback
 
 __all__ = ["Brought", "allowed", "checkout", "missing_submodules", "pointers", "resolve_pointers"]
@@ -86,7 +89,8 @@ def checkout(url: str, commit: str, files: Path, scratch: Path, *, depth: int = 
     store = scratch / f"git-{depth}-{len(os.listdir(scratch))}"  # noqa: PTH208
     git.run(["init", "--quiet", "--bare", "--template=", "--", str(store)])
     in_store = [f"--git-dir={store}", f"--work-tree={files}"]
-    _fetch(in_store, url, commit, files)
+    with _progress(url, store) as waiting:
+        _fetch(in_store, url, commit, files, waiting)
     git.run([*in_store, "checkout", "--quiet", "--force", "--detach", commit, "--"], cwd=files)
     entries = git.run([*in_store, "ls-tree", "-r", "-z", "--full-tree", commit], cwd=files).split("\0")
     modules = {entry.partition("\t")[2]: entry.split()[2] for entry in entries if entry.startswith("160000 ")}
@@ -105,11 +109,24 @@ def checkout(url: str, commit: str, files: Path, scratch: Path, *, depth: int = 
     return tuple(missing)
 
 
-def _fetch(in_store: list[str], url: str, commit: str, files: Path) -> None:
+@contextmanager
+def _progress(url: str, store: Path) -> Iterator[Callable[[], None]]:
+    """Yield what tells, whenever it is called, how much git has brought into `store`."""
+    with Progress(url.rpartition("/")[2]) as bar:
+
+        def tell() -> None:
+            with suppress(OSError):  # a temporary file that has just got its name
+                bar.stands_at(tree.measure(store)[1], None)  # of how much, git alone knows
+
+        yield tell
+
+
+def _fetch(in_store: list[str], url: str, commit: str, files: Path, waiting: Callable[[], None]) -> None:
     options = ["--quiet", "--no-tags", "--no-recurse-submodules", "--no-write-fetch-head"]
     fetch = [*allowed(url), *in_store, "fetch", *options]
     try:
-        git.run([*fetch, "--depth=1", *upload_pack(url), "--", url, commit], cwd=files, remote=remote_of(url))
+        command = [*fetch, "--depth=1", *upload_pack(url), "--", url, commit]
+        git.run(command, cwd=files, remote=remote_of(url), waiting=waiting)
     except git.GitError as error:
         if not re.search(r"not our ref|unadvertised object|no such remote ref|dumb http", error.stderr):
             raise
@@ -117,7 +134,7 @@ def _fetch(in_store: list[str], url: str, commit: str, files: Path) -> None:
             raise
         # A server that gives only what has a name: all names are fetched, and the commit is among their past.
         refs = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"]
-        git.run([*fetch, "--", url, *refs], cwd=files, remote=url)
+        git.run([*fetch, "--", url, *refs], cwd=files, remote=url, waiting=waiting)
 
 
 def _submodule(url: str | None, commit: str, files: Path, path: str, *, scratch: Path, depth: int) -> list[str]:
@@ -203,13 +220,16 @@ def resolve_pointers(url: str, files: Path, found: tuple[str, ...], scratch: Pat
     server = f"lfs.url={url.removesuffix('.git')}.git/info/lfs"
     # Of its own accord it tries eight times, for half a minute a file.
     smudge = ["-c", server, "-c", "lfs.transfer.maxRetries=2", f"--git-dir={store}", "lfs", "smudge"]
-    return tuple(path for path in found if not _resolve_pointer(smudge, url, files / path, scratch / "content"))
+    with _progress(url, store) as waiting:
+        content = scratch / "content"
+        return tuple(path for path in found if not _resolve_pointer(smudge, url, files / path, content, waiting))
 
 
-def _resolve_pointer(smudge: list[str], url: str, place: Path, content: Path) -> bool:
+def _resolve_pointer(smudge: list[str], url: str, place: Path, content: Path, waiting: Callable[[], None]) -> bool:
+    pointer = place.read_bytes()
     try:
         with content.open("wb") as output:
-            git.run(smudge, cwd=content.parent, remote=url, stdin=place.read_bytes(), stdout=output)
+            git.run(smudge, cwd=content.parent, remote=url, stdin=pointer, stdout=output, waiting=waiting)
     except git.GitError as error:
         _logger.warning("Git LFS cannot bring %s: %s", place.name, error)
         return False

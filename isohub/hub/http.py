@@ -27,7 +27,7 @@ from isohub.servers import is_loopback
 if TYPE_CHECKING:
     import requests
 
-__all__ = ["CONNECT_TIMEOUT_S", "READ_TIMEOUT_S", "download", "is_offline", "read"]
+__all__ = ["CONNECT_TIMEOUT_S", "READ_TIMEOUT_S", "ca_bundle", "download", "is_offline", "read", "untrusted"]
 
 _logger = logging.getLogger("isohub.hub")
 
@@ -257,14 +257,19 @@ def _no_answer(url: str, error: requests.RequestException) -> FetchError:
 
     host = urlsplit(url).netloc
     if isinstance(error, requests.exceptions.SSLError):
-        return FetchError(
-            f"{url} cannot be trusted: {_innermost(error)}. If {host} has a certificate of your own organisation, "
-            "name its CA in SSL_CERT_FILE or REQUESTS_CA_BUNDLE",
-            url=url,
-        )
+        return untrusted(url, _innermost(error))
     if isinstance(error, requests.ConnectionError | requests.Timeout):
         return UnreachableError(f"{host} does not answer: {_innermost(error)} (asked for {url})", url=url)
     return FetchError(f"{url} cannot be asked for: {_innermost(error)}", url=url)
+
+
+def untrusted(url: str, reason: str) -> FetchError:
+    """Return the error for a server whose certificate nobody here vouches for."""
+    return FetchError(
+        f"{url} cannot be trusted: {reason}. If {urlsplit(url).netloc} has a certificate of your own organisation, "
+        "name its CA in SSL_CERT_FILE or REQUESTS_CA_BUNDLE",
+        url=url,
+    )
 
 
 def _innermost(error: BaseException) -> str:

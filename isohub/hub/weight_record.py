@@ -32,6 +32,7 @@ class Weights:
         places: Where else it lies: paths, each with its time of change in nanoseconds.
         repos: Which repositories asked for it.
         folder: Where its isohub.json lies.
+        mtime_ns: Time of change of the file in the store.
     """
 
     url: str
@@ -43,6 +44,7 @@ class Weights:
     places: dict[str, int]
     repos: tuple[str, ...]
     folder: Path
+    mtime_ns: int = 0
 
     @classmethod
     def read(cls, folder: Path) -> Weights | None:
@@ -71,6 +73,13 @@ class Weights:
         if own is not None and _size_of(own) == self.size_bytes:
             return own
         return next((Path(place) for place in self.places if self.is_at(Path(place))), None)
+
+    def is_untouched(self, path: Path) -> bool:
+        """Return whether nobody wrote to what `path` returned, as far as its time of change tells."""
+        try:
+            return path.parent != self.folder or path.stat().st_mtime_ns == self.mtime_ns
+        except OSError:
+            return False
 
     def is_at(self, place: Path) -> bool:
         """Return whether the file at a place outside of the store is this one, unchanged."""

@@ -10,7 +10,8 @@
       locks/                     a lock for each URL; they stay
 
 Two URLs never share a file, whatever their base names are; a URL whose content changed has one file for each
-content. Files that lie elsewhere (torch.hub's `checkpoints`, a `model_dir`) are known by their path, size and
+content. A file whose time of change is not that of its record is read, and brought again if it is not what it was.
+Files that lie elsewhere (torch.hub's `checkpoints`, a `model_dir`) are known by their path, size and
 time of change, and only after it was proven that they are of that URL: isohub put them there, or their
 SHA-256 begins with the hash in their name.
 """
@@ -60,8 +61,9 @@ class WeightStore:
         return f"<WeightStore {self.root}>"
 
     def find(self, url: str, hash_prefix: str | None = None) -> Weights | None:
-        """Return the newest file of a URL that is here, and whose SHA-256 begins so; else None."""
-        found = [one for one in self._of(url) if one.sha256.startswith(hash_prefix or "") and one.path()]
+        """Return the newest file of a URL that is here and sound, and whose SHA-256 begins so; else None."""
+        of_hash = (one for one in self._of(url) if one.sha256.startswith(hash_prefix or ""))
+        found = [sound for one in of_hash if (sound := self._sound(one)) is not None]
         return max(found, key=lambda one: one.fetched_at, default=None)
 
     def fetch(
@@ -156,6 +158,26 @@ class WeightStore:
         """Return the downloads that broke off, or are under way."""
         return sorted((self.root / "files").glob("*/partial"))
 
+    def _sound(self, weights: Weights) -> Weights | None:
+        """Return weights whose file is here and as it was brought, else None; it is read if its time has changed."""
+        path = weights.path()
+        if path is None or weights.is_untouched(path):
+            return None if path is None else weights
+        try:
+            mtime_ns = path.stat().st_mtime_ns
+            is_sound = hash_of(path) == weights.sha256
+        except OSError:  # removed just now
+            return None
+        if not is_sound:
+            _logger.warning("%s is damaged: it is downloaded again", path)
+            return None
+        noted = replace(Weights.read(weights.folder) or weights, mtime_ns=mtime_ns)
+        try:  # the store may be a copy, whose times are new
+            noted.save()
+        except OSError as error:
+            _logger.debug("cannot note the time of %s: %s", path, error)
+        return noted
+
     def _of(self, url: str) -> Iterator[Weights]:
         for note in (self.root / "files" / _key(url)).glob(f"*/{NOTE}"):
             found = Weights.read(note.parent)
@@ -219,7 +241,7 @@ class WeightStore:
     def _keep(self, url: str, partial: Path, got: Downloaded) -> Weights:
         partial.chmod(partial.stat().st_mode & 0o555)
         # The record first: it counts when the file is there, and a file without one would be brought again.
-        weights = self._write(url, got, file=base_name(url))
+        weights = self._write(url, got, file=base_name(url), mtime_ns=partial.stat().st_mtime_ns)
         partial.replace(weights.folder / base_name(url))
         _note_of(partial).unlink(missing_ok=True)
         return weights
@@ -261,6 +283,7 @@ class WeightStore:
             places=places | ({str(place): mtime_ns} if place else {}),
             repos=before.repos if before else (),
             folder=folder,
+            mtime_ns=mtime_ns if file else before.mtime_ns if before else 0,
         )
         weights.save()
         return weights

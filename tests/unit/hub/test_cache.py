@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
+import shutil
 import signal
 import stat
 import subprocess
@@ -87,6 +89,7 @@ def test_checkout_has_its_files_and_metadata(cache: Cache, hub_home: Path) -> No
         "file_count": 4,
         "size_bytes": len("import pkg\n") + len("#!/bin/sh\n") + len("pkg/__init__.py"),
         "tree_hash": checkout.tree_hash,
+        "times_hash": tree.look(folder / "files")[2],
     }
     assert list(checkout.cwd.iterdir()) == []
     assert (checkout.hub_folder / "checkpoints").readlink() == hub_home / "hub" / "checkpoints"
@@ -145,6 +148,7 @@ def _unlock(folder: Path) -> None:
         pytest.param(lambda folder: (folder / "files" / "hubconf.py").unlink(), id="a file less"),
         pytest.param(lambda folder: (folder / "files" / "new.py").write_text("x"), id="a file more"),
         pytest.param(lambda folder: (folder / "files" / "hubconf.py").write_text("x"), id="a file cut short"),
+        pytest.param(lambda folder: (folder / "files" / "hubconf.py").write_text("import abc\n"), id="an edit"),
     ],
 )
 def test_damaged_checkout_is_fetched_again(cache: Cache, damage) -> None:
@@ -160,6 +164,45 @@ def test_damaged_checkout_is_fetched_again(cache: Cache, damage) -> None:
     assert (second.files / "hubconf.py").read_text() == "import pkg\n"
     assert not (second.files / "new.py").exists()
     assert unfinished(cache) == []
+
+
+def test_copied_cache_is_sound(cache: Cache, tmp_path: Path) -> None:
+    """A copy of a cache whose files have other times is used as it is, and read whole once alone."""
+    first = cache.checkout(RESOLVED, put_files)
+    shutil.copytree(cache.root, tmp_path / "copy", symlinks=True, copy_function=shutil.copyfile)
+    copied = Cache(tmp_path / "copy")
+    note = copied.root / first.files.parent.relative_to(cache.root) / "isohub.json"
+    (copied.root / first.files.relative_to(cache.root) / "run").chmod(0o555)
+    before = json.loads(note.read_text())
+
+    assert copied.checkout(RESOLVED, must_not_fetch).tree_hash == first.tree_hash
+
+    noted = note.read_text()
+    assert json.loads(noted) == before | {"times_hash": tree.look(note.parent / "files")[2]}
+    assert json.loads(noted) != before
+    written_ns = note.stat().st_mtime_ns
+    copied.checkout(RESOLVED, must_not_fetch)
+    assert note.stat().st_mtime_ns == written_ns
+
+
+def test_copied_cache_that_may_only_be_read(cache: Cache) -> None:
+    """Where times cannot be noted a sound copy is used all the same, and nothing is left of the try."""
+    first = cache.checkout(RESOLVED, put_files)
+    note = first.files.parent / "isohub.json"
+    os.utime(first.files / "hubconf.py", ns=(0, 0))
+    before = note.read_text()
+    # A limit of no bytes for a file, since whoever is root may write everywhere.
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        assert cache.checkout(RESOLVED, must_not_fetch) == first
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+
+    assert note.read_text() == before
+    assert {path.name for path in note.parent.iterdir()} == {"cwd", "files", "hub", "isohub.json", "pycache"}
 
 
 def test_no_two_repositories_share_a_folder(cache: Cache) -> None:

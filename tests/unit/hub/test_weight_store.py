@@ -47,6 +47,7 @@ def test_record_tells_what_it_is(server: FileServer) -> None:
         "file": "model.pth",
         "places": {},
         "repos": ["ada/models", "eve/net"],
+        "mtime_ns": path.stat().st_mtime_ns,
     }
     assert not path.stat().st_mode & 0o222
     assert path.stat().st_mode & stat.S_IRUSR
@@ -59,17 +60,30 @@ def test_record_tells_what_it_is(server: FileServer) -> None:
 
 
 def test_damage_is_noticed(server: FileServer) -> None:
-    """A file that was cut short is brought again; one that was changed is found by verifying."""
+    """A file that was cut short or changed is found by verifying, and brought again."""
     url = server.put("/model.pth", ONE)
     path = fetch_weights(url)
-    path.chmod(0o644)
-    path.write_bytes(b"x" * len(ONE))
-    [record] = WeightStore().all()
-    assert not WeightStore().is_intact(record)
-    path.write_bytes(ONE[:-1])
 
-    assert fetch_weights(url).read_bytes() == ONE
-    assert len(server.requests) == 2
+    for number, damaged in enumerate([b"x" * len(ONE), ONE[:-1]], 2):
+        path.chmod(0o644)
+        path.write_bytes(damaged)
+        [record] = WeightStore().all()
+        assert not WeightStore().is_intact(record)
+        assert fetch_weights(url).read_bytes() == ONE
+        assert len(server.requests) == number
+    fetch_weights(url)
+    assert len(server.requests) == 3
+
+
+def test_copied_file_is_sound(server: FileServer) -> None:
+    """A file with another time of change, as a copy of the store has, is used as it is; its record gets that time."""
+    path = fetch_weights(server.put("/model.pth", ONE))
+    os.utime(path, ns=(5, 5))
+
+    assert fetch_weights(f"http://{server.netloc}/model.pth") == path
+
+    [record] = WeightStore().all()
+    assert (record.mtime_ns, len(server.requests)) == (5, 1)
 
 
 def test_store_that_may_only_be_read(server: FileServer) -> None:
