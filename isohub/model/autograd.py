@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -96,6 +96,7 @@ class RemoteGraph:
         self._positions = [position for position, _ in leaves]
         self._shapes = [(leaf.shape, leaf.dtype) for _, leaf in leaves]
         self._lost = lost
+        self.given: tuple[torch.Tensor | None, ...] = ()  # to the backward that made this graph: kept, as by torch
 
     def join(self, graph: Graph, leaves: list[torch.Tensor], tensors: TensorReader) -> None:
         """Make the outputs of `graph` ones that were computed from `leaves`."""
@@ -173,7 +174,12 @@ class _Computed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        return None, None, None, *ctx.graph.backward(gradients, ctx.needs_input_grad[3:])
+        found = ctx.graph.backward(gradients, ctx.needs_input_grad[3:])
+        if torch.is_grad_enabled():  # a derivative of these may be asked for, which goes back to what was given
+            for node in {one.grad_fn for one in found if one is not None}:
+                if isinstance(node, _Computed._backward_cls):
+                    cast("Any", node).graph.given = gradients
+        return None, None, None, *found
 
 
 def _checked(gradient: Any, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:

@@ -51,6 +51,7 @@ def duplicate(module: IsolatedModule, memo: dict[Any, Any] | None) -> Any:
         if memo is not None or before is module:
             for name, value in members_of(before).items():
                 after.__dict__[name] = value if memo is None else copy.deepcopy(value, memo)
+            after.note_hooks()
     if memo is not None:
         memo.setdefault("isohub", []).append((module, result))
     return result

@@ -88,7 +88,9 @@ def _job(place: int, call: Any) -> _Job:
         raise TypeError(f"gather() takes what can be called, and got a {type(target).__name__} for call {place}")
     lease: Lease | None = getattr(target, "_isohub_lease", None) if _is_remote(target) else None
     # With a part, what the call does to the object is noted, to be done again after a restart; see `model.journal`.
-    if lease is None or (isinstance(target, BoundMethod) and lease.part is not None):
+    # And a generator of random numbers has to move on here as well.
+    has_generator = torch.Generator in map(type, (*args, *kwargs.values()))
+    if lease is None or has_generator or (isinstance(target, BoundMethod) and lease.part is not None):
         return _Job(place, target, args, kwargs, None)
     return _Job(place, target, args, kwargs, lease.worker, "method" if isinstance(target, BoundMethod) else "call")
 

@@ -6,7 +6,7 @@ import functools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import nn
@@ -49,6 +49,7 @@ class Info:
     state: str
 
 
+_BREAKS_WITH_WORDS = torch.torch_version.TorchVersion(torch.__version__) >= "2.7"
 _uncompiled: dict[str, Callable[..., Any]] = {}  # made when needed: it brings all of the compiler
 
 
@@ -128,10 +129,43 @@ class IsolatedModule(nn.Module):
                 'isohub.load(..., returns="export") or returns="torchscript"'
             )
         # torch.compile cannot look into another process: it leaves this as it is, and compiles what is around.
+        if _BREAKS_WITH_WORDS and torch.compiler.is_dynamo_compiling():
+            torch._dynamo.graph_break(
+                msg="an isolated module runs in its worker, where torch.compile and torch.export cannot follow it: "
+                "leave out fullgraph=True, compile it there, model.compile(), or take a program, "
+                'isohub.load(..., returns="export")'
+            )
         if "torch._dynamo" in sys.modules:
             _uncompiled.setdefault("ask", torch.compiler.disable(ask))  # type: ignore[no-untyped-call]
             return _uncompiled["ask"](self, "call", *args, kwargs=kwargs)
         return ask(self, "call", *args, kwargs=kwargs)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Have the worker's module compile itself, there; see `nn.Module.compile`.
+
+        Raises:
+            LocalProtocolError: An argument cannot cross.
+        """
+        ask(self, "apply", *args, name="compile", kwargs=kwargs)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        # What torch.jit.script asks each module for first, those inside of another one as well.
+        raise LocalProtocolError(
+            "torch.jit.script cannot follow a module into its worker: "
+            'isohub.load(..., returns="torchscript") gives one that has no worker'
+        )
+
+    def __add__(self, other: Any) -> Any:
+        return self._joined("__add__", other)
+
+    def __iadd__(self, other: Any) -> Any:
+        return self._joined("__iadd__", other)
+
+    def _joined(self, operator: str, other: Any) -> Any:
+        """Join containers as these do it themselves, in the worker."""
+        if not hasattr(self.__class__, operator):
+            return NotImplemented
+        return ask(self, "method", other, name=operator)
 
     def train(self, mode: bool = True) -> IsolatedModule:
         """Switch between training and evaluation, here and in the worker, by the module's own `train`."""
@@ -265,6 +299,11 @@ class IsolatedModule(nn.Module):
     def has_hooks(self) -> bool:
         """Return whether a hook is registered here, so that calls of this module have to come by."""
         return bool(self._forward_pre_hooks or self._forward_hooks or self._backward_hooks or self._backward_pre_hooks)
+
+    def note_hooks(self) -> None:
+        """Have the worker know of hooks that came by another way than being registered: with a copy, or a pickle."""
+        if self.has_hooks():
+            self._isohub_tree.hookable.add(self)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Add a parameter, here and in the worker; it stays the one that was given, in the worker's memory."""

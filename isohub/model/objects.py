@@ -8,8 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch.autograd import forward_ad
+
 from isohub.errors import LocalProtocolError, RemoteProtocolError
 from isohub.model import journal, recipe
+from isohub.model.generators import lent
+from isohub.model.refusals import check_surroundings
 from isohub.supervisor.worker import Worker
 from isohub.wire.messages import Verb
 from isohub.wire.texts import clean
@@ -27,6 +32,7 @@ __all__ = [
 MAX_NESTED = 8
 
 _nesting = threading.local()
+_count_of_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 
 
 class Lease:
@@ -164,6 +170,15 @@ class BoundMethod:
 
 def ask(proxy: Any, verb: Verb, *args: Any, name: str = "", kwargs: dict[str, Any] | None = None) -> Any:
     """Ask the worker of `proxy` to do something with what it stands for."""
+    if forward_ad._current_level >= 0 or _count_of_modes():
+        check_surroundings(args, kwargs)
+    if torch.Generator in map(type, args) or (kwargs and torch.Generator in map(type, kwargs.values())):
+        with lent(proxy, args, kwargs) as (there, named):
+            return _asked(proxy, verb, there, named, name)
+    return _asked(proxy, verb, args, kwargs, name)
+
+
+def _asked(proxy: Any, verb: Verb, args: tuple[Any, ...], kwargs: dict[str, Any] | None, name: str) -> Any:
     lease: Lease = proxy._isohub_lease
     if lease.part is None or verb not in journal.VERBS:
         return lease.worker.request(verb, args, kwargs, of=lease, path=proxy._isohub_path, name=name)

@@ -221,9 +221,11 @@ def _module_again(
     for part, name, value in set_since:
         note_attribute(module.get_submodule(part), name, value)
     for name, members in hooks.items():
-        here = module.get_submodule(name).__dict__
+        hooked = module.get_submodule(name)
+        here = hooked.__dict__
         for key, value in members.items():
             here[key].update(value) if isinstance(here.get(key), dict) else here.__setitem__(key, value)
+        hooked.note_hooks()
     return module
 
 

@@ -263,6 +263,8 @@ class _Update:
         tree._survivors = None
         # The worker goes by the paths of before; it is told those of now.
         tree._hooked = ["?"] if tree._hooked else []
+        for one in made:
+            one.mirror.note_hooks()  # which it may have from another tree
         for mirror in before.values():
             if tree.mirror(mirror._isohub_path) is not mirror:
                 self._rehome(mirror)

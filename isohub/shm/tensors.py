@@ -34,6 +34,7 @@ __all__ = [
 _NAMES: dict[torch.dtype, str] = {
     getattr(torch, name): name for name in DTYPES if isinstance(getattr(torch, name, None), torch.dtype)
 }
+_INSIDE = "it is one of torch.func's or vmap's own: have all of that done there, isohub.run_in(model, function, ...)"
 _DTYPES: dict[str, torch.dtype] = {name: dtype for dtype, name in _NAMES.items()}
 
 # A segment that is made, sealed and mapped for one result costs some 60 us, and 0.4 ms a MiB for pages that nobody
@@ -73,7 +74,7 @@ def why_not(tensor: torch.Tensor) -> str | None:
     if isinstance(tensor, UninitializedTensorMixin):
         return "it has no shape yet"
     if tensor.is_cpu and tensor.numel() and not _has_memory(tensor):
-        return "it has no memory of its own"
+        return _INSIDE if torch._C._functorch.is_functorch_wrapped_tensor(tensor) else "it has no memory of its own"
     return None
 
 

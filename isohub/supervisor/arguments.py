@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
+from types import MethodType, ModuleType
 from typing import Any
 
 import cloudpickle
@@ -84,8 +84,15 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
                     return "own", own.handle, own.path, own.name
                 return "parameter", self._packer.add(value)
             return ("tensor", self._packer.add(value)) if type(value) is torch.Tensor else None
+        if type(value) is MethodType:  # of a mirror's class, which the worker does not have
+            owner = self._ref_of(value.__self__)
+            return None if owner is None else ("method", owner.handle, owner.path, value.__name__)
         ref = self._ref_of(value)
-        return None if ref is None else ("handle", ref.handle, ref.path)
+        if ref is None:
+            return None
+        if ref.kind == "method":
+            return "method", ref.handle, ref.path, ref.name
+        return "handle", ref.handle, ref.path
 
 
 def _cannot(value: object, where: str, error: Exception) -> LocalProtocolError:

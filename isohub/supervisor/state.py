@@ -11,7 +11,7 @@ from isohub.errors import RemoteProtocolError
 from isohub.shm.tensors import bytes_of, name_of_dtype
 from isohub.wire.messages import TorchState
 
-__all__ = ["Generator", "Recorded", "state_now"]
+__all__ = ["Generator", "Recorded", "check_generator_state", "state_now"]
 
 # Where a generator's state says which of its 624 numbers comes next: how many are left, and the place of the next.
 # torch looks at each of the two alone, and would then read numbers from behind the end.
@@ -65,9 +65,7 @@ class Generator:
         assert self._known is not None, "a request always sets it"
         if len(rng) != len(self._known):
             raise RemoteProtocolError(f"a generator state of {len(rng)} bytes")
-        left, place = _PLACE.unpack_from(rng)
-        if not 0 < left <= _NUMBERS or left + place > _NUMBERS + 1:
-            raise RemoteProtocolError(f"a generator state with {left} numbers left from number {place} on")
+        check_generator_state(rng)
         # Another thread may have drawn numbers meanwhile; those must not be drawn again.
         untouched = _generator_state() == self._known
         self._known = rng
@@ -97,6 +95,17 @@ class Recorded:
 
     def answered(self, _: bytes | None) -> None:
         """Leave the generator here where it is."""
+
+
+def check_generator_state(state: bytes) -> None:
+    """Refuse a state, of the right length, by which a generator would read what is not its own.
+
+    Raises:
+        RemoteProtocolError: It is such a state.
+    """
+    left, place = _PLACE.unpack_from(state)
+    if not 0 < left <= _NUMBERS or left + place > _NUMBERS + 1:
+        raise RemoteProtocolError(f"a generator state with {left} numbers left from number {place} on")
 
 
 def state_now() -> TorchState:

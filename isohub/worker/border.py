@@ -305,4 +305,7 @@ class _Unpickler(pickle.Unpickler):
         if kind == "own":
             handle, path, name = rest
             return self._border.objects.get(handle, path)._parameters[name]
+        if kind == "method":
+            handle, path, name = rest
+            return getattr(self._border.objects.get(handle, path), name)
         return self._border.objects.get(*rest)

@@ -268,6 +268,13 @@ def _with_metadata(state: dict[str, Any], metadata: Any) -> Any:
     return result
 
 
+def _generator(_: Any, state: torch.Tensor) -> torch.Generator:
+    """Make a generator that goes on where the parent's is."""
+    made = torch.Generator()
+    made.set_state(state.clone())
+    return made
+
+
 _OPERATIONS: dict[str, Callable[..., Any]] = {
     "load_state_dict": _load_state_dict,
     "load_own": _load_own,
@@ -275,6 +282,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "save": _save,
     "copy": _copy,
     "cast": _cast,
+    "generator": _generator,
     "move": _move,
     "restore": _restore,
 }

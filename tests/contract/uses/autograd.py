@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from tests.contract.harness import ALL, EAGER, Inputs, caught, loss_of, tensors_in, use
+from tests.contract.harness import ALL, EAGER, GradientsOfInputs, Inputs, caught, loss_of, tensors_in, use
 
 FEW = ("cnn", "lstm", "dicts", "scripted")
 
@@ -249,6 +249,15 @@ def double_backward(model: Any, x: Inputs) -> Any:
     (slope,) = torch.autograd.grad(loss_of(asking.through(model)), asking.floats, create_graph=True)
     slope.square().sum().backward()
     return slope
+
+
+@use("cnn", "stochastic", "rebinding", summed_otherwise=("cnn", "stochastic", "rebinding"))
+def product_with_the_hessian(model: Any, x: Inputs) -> Any:
+    """Of the derivatives, of which this takes the third kind, torch alone holds what the second was given."""
+    model.eval()
+    ones = torch.ones(*x.args[0].shape)
+    _, product = torch.autograd.functional.hvp(lambda value: loss_of(model(value)), x.args[0], ones)
+    return GradientsOfInputs([product])
 
 
 @use()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -196,3 +197,22 @@ def error_of_a_function_run_there(model: Any, x: Inputs) -> Any:
         raise LookupError(f"nothing in {len(list(module.parameters()))}")
 
     return caught(LookupError, lambda: run_in(model, fail)), x.through(model)
+
+
+@use(*FEW)
+def hooks_of_a_copy(model: Any, x: Inputs) -> Any:
+    seen: list[Any] = []
+    model.fc.register_forward_hook(lambda _, __, output: seen.append(output))
+    copied = copy.deepcopy(model)
+    x.through(copied)
+    return len(seen), x.through(model), len(seen)
+
+
+@use(*FEW)
+def hook_of_a_part_that_is_put_back(model: Any, x: Inputs) -> Any:
+    seen: list[Any] = []
+    part = model.fc
+    part.register_forward_hook(lambda _, __, output: seen.append(output))
+    del model.fc
+    model.fc = part
+    return x.through(model), len(seen)

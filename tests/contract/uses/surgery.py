@@ -137,6 +137,35 @@ def list_of_modules_shortened(model: Any, x: Inputs) -> Any:
     return len(model.blocks), forward_and_backward(model.eval(), x)
 
 
+@use("stochastic", "checkpointed")
+def lists_of_modules_joined(model: Any, x: Inputs) -> Any:
+    before = model.blocks
+    model.blocks += [nn.Linear(6, 6)]
+    longer = model.blocks + nn.ModuleList([nn.Tanh()])
+    return model.blocks is before, len(model.blocks), len(longer), forward_and_backward(model.eval(), x)
+
+
+@use("cnn", "unet")
+def sequences_joined(model: Any, x: Inputs) -> Any:
+    model.stem = model.stem + nn.Sequential(nn.Tanh())
+    longer = nn.Sequential(nn.Identity()) + model.stem
+    return len(longer), caught(TypeError, lambda: model.fc + nn.Tanh()), forward_and_backward(model, x), longer(*x.args)
+
+
+@use(*FEW)
+def forward_wrapped(model: Any, x: Inputs) -> Any:
+    before = model.fc.forward
+    model.fc.forward = lambda value: before(value) * 2
+    return forward_and_backward(model, x)
+
+
+@use(*FEW)
+def method_of_a_part_given_to_another(model: Any, x: Inputs) -> Any:
+    features = model.features
+    model.fc.forward = lambda value: value.sum() + features(*x.args).sum()
+    return x.through(model.eval())
+
+
 @use("cnn", "dicts")
 def sequence_grown(model: Any, x: Inputs) -> Any:
     model.stem.append(nn.Tanh())

@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from tests.contract.harness import EAGER, Inputs, caught, loss_of, use
 
@@ -87,6 +90,42 @@ def compiled(model: Any, x: Inputs) -> Any:
         output = x.through(torch.compile(model.eval(), backend="eager"))
     loss_of(output).backward()
     return output
+
+
+@use("cnn", "rebinding")
+def compiled_in_place(model: Any, x: Inputs) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        nothing = model.eval().compile(backend="eager")
+        output = x.through(model)
+    loss_of(output).backward()
+    return nothing, output
+
+
+@use("cnn", "stochastic", may_refuse=True)
+def scripted(model: Any, x: Inputs) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return x.through(torch.jit.script(nn.Sequential(model.eval())))
+
+
+@use("cnn", "stochastic", may_refuse=True)
+def recorded_as_operations(model: Any, x: Inputs) -> Any:
+    return make_fx(model.eval())(*x.args)(*x.args)
+
+
+@use("cnn", "unet", may_refuse=True)
+def shapes_alone(model: Any, x: Inputs) -> Any:
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        return list(model.eval()(torch.ones(*x.args[0].shape)).shape)
+
+
+@use("cnn", "stochastic", may_refuse=True)
+def derivatives_of_forward_mode(model: Any, x: Inputs) -> Any:
+    with warnings.catch_warnings(), torch.no_grad(), forward_ad.dual_level():
+        warnings.simplefilter("ignore")
+        output = model.eval()(forward_ad.make_dual(x.args[0], torch.ones(*x.args[0].shape)))
+        return tuple(forward_ad.unpack_dual(output))
 
 
 @use("cnn", "stochastic", may_refuse=True)
