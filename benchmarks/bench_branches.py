@@ -7,7 +7,8 @@ weights in common) take together (the kernel's PSS), beyond what they took befor
 weights of 100 MB that are equal in every ref; for these also the most that it was while they were loaded, looked at
 every 20 ms. In parallel, as many models as processors, with one torch thread each, are called at once: isolated
 ones of as many refs from one thread by `isohub.gather`, and those in process from a thread each. A forward takes
-some milliseconds of Python and small operators, which is what threads of one process wait for each other with.
+some milliseconds of Python and small operators, which is what threads of one process wait for each other with. Plain
+forks of one process, told by pipes, show what the machine itself can do in parallel.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import os
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -153,23 +154,63 @@ def measure_parallel(repo: Path, options: Options, result: Result) -> None:
     isolated = [isohub.load(url(repo, f"v{number}"), "steps", isolate=own) for number in range(count)]
     plain = [isohub.load(repo, "steps", source="local", isolate=False) for _ in range(count)]
     x = torch.rand(4, 64)
-    with ThreadPoolExecutor(count) as pool, torch.no_grad():
+    with torch.no_grad(), forks_of(plain[0], x, count) as ask_forks, ThreadPoolExecutor(count) as pool:
         samples = interleave(
             {
                 "isohub, one model alone": lambda: isolated[0](x),
                 f"isohub, {count} models at once": lambda: isohub.gather([(model, x) for model in isolated]),
                 "in process, one model alone": lambda: plain[0](x),
                 f"in process, {count} models at once": by_threads(pool, plain, x),
+                "plain forks, one model alone": lambda: ask_forks(1),
+                f"plain forks, {count} models at once": lambda: ask_forks(count),
             },
             rounds=options.rounds(100),
             repeats=2,
             budget_s=15,
         )
     result.samples["models in parallel"] = samples
-    for who in ("isohub", "in process"):
+    for who in ("isohub", "in process", "plain forks"):
         alone, together = samples[f"{who}, one model alone"], samples[f"{who}, {count} models at once"]
         result.ratio(f"models in parallel: at once / one alone, {who}", together.median_s, alone.median_s)
         result.measures[f"models in parallel: calls a second, {who}"] = round(count / together.median_s)
+
+
+@contextlib.contextmanager
+def forks_of(model: torch.nn.Module, x: torch.Tensor, count: int) -> Iterator[Callable[[int], None]]:
+    """Give what has so many forks of this process call the model, each told by a pipe: what the machine itself can."""
+    forks = [fork_of(model, x) for _ in range(count)]
+
+    def ask(how_many: int) -> None:
+        for _, tell, _ in forks[:how_many]:
+            os.write(tell, b"x")
+        for _, _, hear in forks[:how_many]:
+            os.read(hear, 1)
+
+    try:
+        yield ask
+    finally:
+        for _, tell, _ in forks:
+            os.close(tell)
+        for pid, _, hear in forks:  # a fork has those of the ones before it, so each ends after the next
+            os.waitpid(pid, 0)
+            os.close(hear)
+
+
+def fork_of(model: torch.nn.Module, x: torch.Tensor) -> tuple[int, int, int]:
+    """Return a fork that calls the model for each byte, as (pid, where to write, where to read)."""
+    their_read, tell = os.pipe()
+    hear, their_write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(tell)
+        os.close(hear)
+        while os.read(their_read, 1):
+            model(x)
+            os.write(their_write, b"y")
+        os._exit(0)
+    os.close(their_read)
+    os.close(their_write)
+    return pid, tell, hear
 
 
 def by_threads(pool: ThreadPoolExecutor, models: list[torch.nn.Module], x: torch.Tensor) -> Callable[[], object]:
