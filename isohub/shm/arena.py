@@ -61,22 +61,29 @@ class Arena:
 
     def allocate(self, nbytes: int) -> Block:
         """Return a free block of `nbytes` bytes."""
+        block = self.take(nbytes)
+        if block is None:
+            self.reserve([nbytes])
+            block = self.take(nbytes)
+            assert block is not None, "a segment smaller than what was asked for"
+        return block
+
+    def take(self, nbytes: int) -> Block | None:
+        """Return a free block of `nbytes` bytes if there is one in the segments that are there."""
         size = padded(nbytes)
         found = self._take(size)
         if found is None:
-            self.reserve([nbytes])
-            found = self._take(size)
-            assert found is not None, "a segment smaller than what was asked for"
+            return None
         self._used[found] = size
         return Block(*found, nbytes)
 
-    def release(self, segment: int, offset: int) -> None:
-        """Take a block back.
+    def release(self, segment: int, offset: int) -> int:
+        """Take a block back, and return how many bytes it took up.
 
         Raises:
             KeyError: No such block is out. A peer that says so lies or is broken.
         """
-        size = self._used.pop((segment, offset))
+        released = size = self._used.pop((segment, offset))
         free = self._free[segment]
         place = bisect.bisect(free, (offset, 0))
         if place < len(free) and free[place][0] == offset + size:
@@ -85,6 +92,7 @@ class Arena:
             offset, before = free.pop(place - 1)
             size, place = size + before, place - 1
         free.insert(place, (offset, size))
+        return released
 
     def _take(self, size: int) -> tuple[int, int] | None:
         for number, free in self._free.items():
