@@ -77,6 +77,13 @@ class Arena:
         self._used[found] = size
         return Block(*found, nbytes)
 
+    def drop(self, number: int) -> bool:
+        """Forget a segment if no block of it is out; return whether it was forgotten."""
+        if any(segment == number for segment, _ in self._used):
+            return False
+        del self._segments[number], self._free[number]
+        return True
+
     def release(self, segment: int, offset: int) -> int:
         """Take a block back, and return how many bytes it took up.
 

@@ -1,12 +1,12 @@
 """Large tensors that are born in shared memory while an entrypoint runs, so that nobody has to move them there.
 
-Layers make their weights by a few functions, `torch.empty` first of all, and fill them in place afterwards. Called for a
-large tensor on the CPU, these give one of the same shape, dtype and values over memory of a nursery, and draw the same
-random numbers. Whatever is not quite plain is left to torch: an inference tensor, one on another device or in another
-layout, all that is traced, faked or compiled.
+Layers make their weights by a few functions, `torch.empty` first of all, and fill them in place afterwards. Called
+for a large tensor on the CPU, these give one of the same shape, dtype and values over memory of a nursery, and draw
+the same random numbers. Whatever is not quite plain is left to torch: an inference tensor, one on another device or
+in another layout, all that is traced, faked or compiled.
 
-Such a tensor differs from one of torch's own in one thing: torch cannot resize its storage. What asks for that is given
-a copy which it can resize.
+Such a tensor differs from one of torch's own in one thing: torch cannot resize its storage. One that is to be resized
+is put into private memory first.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from isohub.shm.copying import copy_bytes
 from isohub.shm.tensors import name_of_dtype, storage_over, tensor_over
 from isohub.worker import weights
 from isohub.worker.nursery import Nursery
@@ -33,6 +34,7 @@ LEAST_BYTES = 256 << 10
 _LARGEST_ITEM_BYTES = 16
 _KINDS = (torch.Tensor, torch.nn.Parameter)
 
+_overrides: Any = torch.overrides  # parts of which have no types
 _Fill = Callable[[torch.Tensor, tuple[Any, ...], dict[str, Any]], object]
 
 
@@ -40,8 +42,8 @@ _Fill = Callable[[torch.Tensor, tuple[Any, ...], dict[str, Any]], object]
 def born_in(nursery: Nursery) -> Iterator[None]:
     """Have large tensors that this thread makes in the body lie in memory of `nursery`.
 
-    It ends with the first call of a module: torch takes another way through attention, with other last bits, while a mode
-    is on, and models are made before they are called.
+    It ends with the first call of a module: while a mode is on, torch takes another way through attention, with other
+    last bits. Models are made before they are called.
 
     Args:
         nursery: The memory.
@@ -52,13 +54,13 @@ def born_in(nursery: Nursery) -> Iterator[None]:
     def leave(*_: object) -> None:
         if torch.compiler.is_compiling() or threading.get_ident() != thread:
             return
-        if torch.overrides._get_current_function_mode() is mode:
-            torch.overrides._pop_mode()
+        if _overrides._get_current_function_mode() is mode:
+            _overrides._pop_mode()
             hook.remove()
         # Else the repository has a mode of its own on, and torch takes that other way anyhow.
 
     hook = register_module_forward_pre_hook(leave)
-    mode.__enter__()
+    _overrides._push_mode(mode)
     try:
         yield
     finally:
@@ -85,11 +87,8 @@ class _Births(TorchFunctionMode):
             result = own(self, func, args, kwargs)
             if result is not None:
                 return result
-        try:
-            return func(*args, **kwargs)
-        except RuntimeError as error:
-            if not (self._born and "not resizable" in str(error) and _made_resizable(args, kwargs)):
-                raise
+        if "out" in kwargs:
+            self._make_resizable(tree_leaves(kwargs["out"]))
         return func(*args, **kwargs)
 
     def made(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
@@ -148,6 +147,27 @@ class _Births(TorchFunctionMode):
             return None
         torch.autograd.graph.increment_version(target)
         return target  # type: ignore[no-any-return]
+
+    def resized(self, _: Callable[..., Any], args: tuple[Any, ...], __: dict[str, Any]) -> None:
+        """Let torch resize a tensor that was born here."""
+        self._make_resizable(args[:1])
+
+    def _make_resizable(self, tensors: Sequence[Any]) -> None:
+        """Put private storages under those tensors that were born here; all else that looks there goes along.
+
+        Beforehand: when torch finds that it cannot resize a storage, it has changed the shape already.
+        """
+        if not self._born:
+            return
+        born = [one for one in tensors if type(one) in _KINDS and one.is_cpu and self._nursery.has(one.data_ptr())]
+        storages: dict[int, torch.UntypedStorage] = {}
+        with torch._C.DisableTorchFunction():
+            for old in [tensor.untyped_storage() for tensor in born]:
+                new = storages[old.data_ptr()] = torch.UntypedStorage(  # type: ignore[no-untyped-call]
+                    old.nbytes(), device="cpu"
+                )
+                copy_bytes(new.data_ptr(), old.data_ptr(), old.nbytes())
+            weights.repoint(born, storages)
 
     def _like(self, like: Any, size: Any) -> torch.Tensor | None:
         """Return a tensor of that size, all zeros, like one without elements; None if there is no memory for it."""
@@ -208,23 +228,12 @@ def _is_ordinary_moment() -> bool:
         return False
 
 
-def _made_resizable(args: Any, kwargs: Any) -> bool:
-    """Put storages that can be resized under the tensors of a call, if some cannot; all that looks there goes along."""
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-    old = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors if tensor.is_cpu}
-    new = {address: storage.clone() for address, storage in old.items() if not storage.resizable()}
-    weights.repoint([tensor for tensor in tensors if tensor.is_cpu], new)
-    return bool(new)
-
-
 def _take_out(mode: TorchFunctionMode) -> None:
     """Take a mode off the stack, wherever it is there: the repository may have left others on."""
-    above = []
-    for _ in range(len(torch.overrides._get_current_function_mode_stack())):
-        above.append(torch.overrides._pop_mode())
+    above = [_overrides._pop_mode() for _ in range(len(_overrides._get_current_function_mode_stack()))]
     for one in reversed(above):
         if one is not mode:
-            torch.overrides._push_mode(one)
+            _overrides._push_mode(one)
 
 
 def _number(rest: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -234,14 +243,16 @@ def _number(rest: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 # What else these functions take is left to torch.
 _KNOWN = {"size", "fill_value", "dtype", "device", "requires_grad", "generator"}
 _FILLS: dict[Callable[..., Any], _Fill] = {
-    torch.empty: lambda tensor, rest, kwargs: None,
-    torch.zeros: lambda tensor, rest, kwargs: None,
-    torch.ones: lambda tensor, rest, kwargs: tensor.fill_(1),
+    torch.empty: lambda *_: None,
+    torch.zeros: lambda *_: None,
+    torch.ones: lambda tensor, *_: tensor.fill_(1),
     torch.full: lambda tensor, rest, kwargs: tensor.fill_(_number(rest, kwargs)),
-    torch.rand: lambda tensor, rest, kwargs: tensor.uniform_(generator=kwargs.get("generator")),
-    torch.randn: lambda tensor, rest, kwargs: tensor.normal_(generator=kwargs.get("generator")),
+    torch.rand: lambda tensor, _, kwargs: tensor.uniform_(generator=kwargs.get("generator")),
+    torch.randn: lambda tensor, _, kwargs: tensor.normal_(generator=kwargs.get("generator")),
 }
 _OWN: dict[Callable[..., Any], Callable[..., torch.Tensor | None]] = {
+    torch.Tensor.resize_: _Births.resized,
+    torch.Tensor.resize_as_: _Births.resized,
     **dict.fromkeys(_FILLS, _Births.made),
     torch.Tensor.copy_: _Births.filled,
     **dict.fromkeys((torch.Tensor.clone, torch.Tensor.to), _Births.copied),

@@ -26,7 +26,7 @@ from isohub.wire.specs import Block
 __all__ = ["Nursery"]
 
 # Pages that are never touched cost nothing, but the parent counts them against `memory_bytes`.
-MIN_SEGMENT_BYTES = 64 << 20
+MIN_SEGMENT_BYTES = 16 << 20
 # A segment is at least this part of all before it, so that a large model has tens of them, not thousands: the parent
 # may keep a descriptor for each.
 _GROWTH = 4
@@ -55,7 +55,7 @@ class Nursery:
         self._watch = watch
         self._arena = Arena(self._grow)
         self._segments: dict[int, tuple[Segment, int]] = {}  # with a descriptor, for `part`
-        self._whole: list[memoryview] = []  # by which the segments count as in use as long as this is open
+        self._whole: dict[int, memoryview] = {}  # by which the segments count as in use as long as this is open
         self._living: dict[int, weakref.ref[memoryview]] = {}
         self._dead: list[tuple[int, int]] = []
         self._tokens = itertools.count()
@@ -85,11 +85,15 @@ class Nursery:
         self._note(found, segment.address + found.offset, view)
         return view
 
+    def has(self, address: int) -> bool:
+        """Return whether a tensor that was born here begins at `address`, or looks into one there."""
+        return any(one.address <= address < one.address + one.nbytes for one, _ in self._segments.values())
+
     def fill(self, address: int, source: int, nbytes: int) -> bool:
         """Copy memory to a tensor that was born here; return whether that was done.
 
-        The system writes it, which takes two thirds of the time of a copy: it need not make new pages full of zeros first,
-        and nobody waits for them page by page.
+        The system writes it, which takes two thirds of the time of a copy: it need not make new pages full of zeros
+        first, and nobody waits for them page by page.
         """
         block = self._residents.find(address, nbytes)
         found = None if block is None else self._segments.get(block.segment)
@@ -104,6 +108,10 @@ class Nursery:
     def room(self, sizes: list[int]) -> list[tuple[Segment, int] | None]:
         """Return places for storages that are moved here for good; None for each that does not fit."""
         self._take_back()
+        for number, (segment, _) in list(self._segments.items()):
+            # It would stay for a few small ones, and count as weights with all its size.
+            if segment.nbytes > 2 * sum(sizes) and self._arena.drop(number):
+                del self._whole[number]
         places: list[tuple[Segment, int] | None] = []
         for size in sizes:
             found = self._arena.take(padded_to_pages(size))
@@ -119,6 +127,7 @@ class Nursery:
         self._reusing = False
         _open.discard(self)
         self._whole.clear()
+        self._arena = Arena(self._grow)
         while self._segments:
             os.close(self._segments.popitem()[1][1])
 
@@ -168,7 +177,7 @@ class Nursery:
         self._total_bytes += segment.nbytes
         whole = segment.view(0, segment.nbytes)
         self._watch(Block(segment.number, 0, segment.nbytes), whole)
-        self._whole.append(whole)
+        self._whole[segment.number] = whole
         self._residents.add(segment)
         return segment
 
