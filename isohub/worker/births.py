@@ -118,13 +118,14 @@ class _Births(TorchFunctionMode):
 
     def copied(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
         """Return what a method that copies, or casts, a tensor would return; None to leave it to torch."""
-        if not args or type(args[0]) not in _KINDS or not kwargs.keys() <= _KNOWN:
+        if not args or type(args[0]) not in _KINDS or not kwargs.keys() <= _KNOWN | {"memory_format"}:
             return None
         source, rest = args[0], args[1:]
         if (
             not _is_large(source.shape)
             or not _is_plain(source)
             or not source.is_contiguous()
+            or kwargs.get("memory_format") not in (None, torch.preserve_format, torch.contiguous_format)
             or (source.requires_grad and torch.is_grad_enabled())
         ):
             return None
@@ -244,7 +245,7 @@ def _number(rest: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 _KNOWN = {"size", "fill_value", "dtype", "device", "requires_grad", "generator"}
 _FILLS: dict[Callable[..., Any], _Fill] = {
     torch.empty: lambda *_: None,
-    torch.zeros: lambda *_: None,
+    torch.zeros: lambda tensor, *_: tensor.zero_(),  # it is, and takes its pages now, as in process
     torch.ones: lambda tensor, *_: tensor.fill_(1),
     torch.full: lambda tensor, rest, kwargs: tensor.fill_(_number(rest, kwargs)),
     torch.rand: lambda tensor, _, kwargs: tensor.uniform_(generator=kwargs.get("generator")),

@@ -123,11 +123,13 @@ class Nursery:
         self._reusing = False
 
     def close(self) -> None:
-        """Let go of all that nothing lives in."""
+        """Let go of all that nothing lives in. May be called again; nothing else may."""
         self._reusing = False
+        if self not in _open:
+            return
         _open.discard(self)
         self._whole.clear()
-        self._arena = Arena(self._grow)
+        del self._arena  # it has the segments, and this object
         while self._segments:
             os.close(self._segments.popitem()[1][1])
 
