@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable
 
 from isohub.shm.arena import Arena
-from isohub.shm.pages import as_private, padded_to_pages, punch, replace
+from isohub.shm.pages import PAGE_BYTES, as_private, look_at, padded_to_pages, punch, replace
 from isohub.shm.residents import Residents
 from isohub.shm.segment import Segment, write_at
 from isohub.wire.messages import Granted
@@ -103,6 +103,9 @@ class Nursery:
             write_at(found[1], block.offset, source, nbytes)
         except OSError:
             return False
+        # Else they would count as nobody's memory until somebody uses them.
+        begin = address // PAGE_BYTES * PAGE_BYTES
+        look_at(begin, padded_to_pages(address + nbytes - begin))
         return True
 
     def room(self, sizes: list[int]) -> list[tuple[Segment, int] | None]:
