@@ -82,13 +82,29 @@ class Arena:
             offset += size
         return blocks
 
-    def release(self, segment: int, offset: int) -> None:
-        """Take a block back.
+    def take(self, nbytes: int) -> Block | None:
+        """Return a free block of `nbytes` bytes if there is one in the segments that are there."""
+        size = padded(nbytes)
+        found = self._take(size)
+        if found is None:
+            return None
+        self._used[found] = size
+        return Block(*found, nbytes)
+
+    def drop(self, number: int) -> bool:
+        """Forget a segment if no block of it is out; return whether it was forgotten."""
+        if any(segment == number for segment, _ in self._used):
+            return False
+        del self._segments[number], self._free[number]
+        return True
+
+    def release(self, segment: int, offset: int) -> int:
+        """Take a block back, and return how many bytes it took up.
 
         Raises:
             KeyError: No such block is out. A peer that says so lies or is broken.
         """
-        size = self._used.pop((segment, offset))
+        released = size = self._used.pop((segment, offset))
         free = self._free[segment]
         place = bisect.bisect(free, (offset, 0))
         if place < len(free) and free[place][0] == offset + size:
@@ -97,6 +113,7 @@ class Arena:
             offset, before = free.pop(place - 1)
             size, place = size + before, place - 1
         free.insert(place, (offset, size))
+        return released
 
     def _add_segment(self, size: int) -> None:
         segment = self._grow(max(size, MIN_SEGMENT_BYTES))

@@ -15,7 +15,7 @@ from typing import Any
 
 __all__ = [
     "PAGE_BYTES", "Replacement", "as_private", "as_shared", "copy", "copy_held", "duplicate", "has_own_pages",
-    "is_equal", "map_base", "merge", "padded_to_pages", "punch", "replace", "replace_unless", "unmap",
+    "is_equal", "look_at", "map_base", "merge", "padded_to_pages", "punch", "replace", "replace_unless", "unmap",
 ]  # fmt: skip
 
 # A function of the C library, and its arguments.
@@ -23,7 +23,7 @@ Replacement = tuple[Callable[..., "int | None"], tuple[Any, ...]]
 PAGE_BYTES = mmap.PAGESIZE
 _MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000
 _MREMAP_MAYMOVE, _MREMAP_FIXED = 1, 2
-_MADV_REMOVE = 9
+_MADV_REMOVE, _MADV_POPULATE_READ = 9, 22
 _READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 _FAILED = ctypes.c_void_p(-1).value
 # Pieces in which changed bytes are looked for, so that the masks for it stay small.
@@ -108,6 +108,11 @@ def replace_unless(written: memoryview, note: int, replacement: Replacement) -> 
     address = function(*args)
     _checked(address)
     return True
+
+
+def look_at(address: int, nbytes: int) -> None:
+    """Have whole pages mapped that are there, at once rather than one by one; Linux before 5.14 goes on without."""
+    _free.madvise(address, nbytes, _MADV_POPULATE_READ)
 
 
 def punch(address: int, nbytes: int) -> None:

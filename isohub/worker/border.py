@@ -33,6 +33,7 @@ from isohub.wire.tree import Where
 from isohub.wire.values import Ref, TensorAt
 from isohub.worker import export, weights
 from isohub.worker.autograd import Graphs
+from isohub.worker.nursery import Nursery
 from isohub.worker.objects import Objects
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Border:
     Attributes:
         frozen: Whether the parent wants large results where nobody can change them any more.
         residents: The segments of weights.
+        nursery: Memory for the large tensors of a build that is under way; None if there is none.
     """
 
     def __init__(self, need_segment: Callable[[int, Use], tuple[Granted, int]]) -> None:
@@ -68,6 +70,7 @@ class Border:
         self._sent: tuple[Payload, list[int]] = Payload(), []  # what was said last, and the handles counted for it
         self._common: dict[tuple[int, int], int] = {}  # blocks in use that other workers have as well: their bytes
         self._living: Counter[int] = Counter()  # blocks in use here, by segment of weights
+        self.nursery: Nursery | None = None
 
     def accept(self, request: Request, descriptors: list[int]) -> None:
         """Take in what comes along with a request: new segments, and what the parent gives back."""
@@ -244,6 +247,17 @@ class Border:
         """Move tensors into shared memory for good, under the feet of whoever holds them."""
         self._move(tensors)
 
+    @contextlib.contextmanager
+    def building(self) -> Iterator[Nursery]:
+        """Give memory for the large tensors of a build, which ends with the body."""
+        before = self.nursery  # of a build that waits for a hook in the parent, which has asked for this one
+        nursery = self.nursery = Nursery(lambda nbytes: self._need(nbytes, "weights"), self.residents, self._watched)
+        try:
+            yield nursery
+        finally:
+            nursery.close()
+            self.nursery = before
+
     def take_weights(self, numbers: list[int]) -> None:
         """Know that segments which have just come hold weights, of a module that a worker before this one had."""
         for number in numbers:
@@ -261,7 +275,8 @@ class Border:
         return self.residents.find(storage.data_ptr(), storage.nbytes()) is None
 
     def _move(self, tensors: Any) -> None:
-        weights.move(tensors, self.residents, lambda n: self._new_segment(n, "weights"), self._watched)
+        room = None if self.nursery is None else self.nursery.room
+        weights.move(tensors, self.residents, lambda n: self._new_segment(n, "weights"), self._watched, room)
 
     def _watched(self, block: Block, view: memoryview) -> None:
         segment = self._inbox.get(block.segment)

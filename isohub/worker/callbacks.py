@@ -92,6 +92,8 @@ class Callbacks:
         place = self._border.objects.find(module)
         if place is None:
             return _plain_call(module)(*args, **kwargs)  # the parent has let go of it
+        if self._border.nursery is not None:
+            self._border.nursery.settle()
         payload = self._border.pack((args, kwargs), only_forward=True)
         callback = Callback(
             handle=place[0], path=place[1], payload=payload, state=self._modes.current(), **self._border.news()

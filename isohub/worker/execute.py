@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 
 from isohub.wire.messages import Payload, Request
 from isohub.worker import artifacts, devices, export, state
+from isohub.worker.births import born_in
 from isohub.worker.border import Border
 from isohub.worker.callbacks import Callbacks
 from isohub.worker.hubconf import Hubconf
@@ -75,14 +77,18 @@ class Executor:
         example: Any = None
         if request.returns in ("torchscript", "export"):
             args, kwargs, example = args
-        with self._savers.building(request.metadata):
-            result = entry(*args, **kwargs)
-        made = time.monotonic()
-        if request.returns == "state_dict":
-            result = _state_dict(result, request.name)
-        if request.returns in ("torchscript", "export"):
-            result = artifacts.take_apart(request.returns, result, example, request.name, self._border.move)
-        payload = self._border.pack(result, moving=True)
+        with self._border.building() as nursery:
+            # A frozen result lies in memory of its own, and would be copied once more.
+            birth = contextlib.nullcontext() if self._border.frozen else born_in(nursery)
+            with self._savers.building(request.metadata), birth:
+                result = entry(*args, **kwargs)
+            nursery.settle()
+            made = time.monotonic()
+            if request.returns == "state_dict":
+                result = _state_dict(result, request.name)
+            if request.returns in ("torchscript", "export"):
+                result = artifacts.take_apart(request.returns, result, example, request.name, self._border.move)
+            payload = self._border.pack(result, moving=True)
         done = time.monotonic()
         self.took = [("hubconf", found - begun), ("entrypoint", made - found), ("export", done - made)]
         return payload

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -38,14 +39,17 @@ def move(
     residents: Residents,
     new_segment: Callable[[int], Segment],
     watch: Callable[[Block, memoryview], None],
+    room: Callable[[list[int]], list[tuple[Segment, int] | None]] | None = None,
 ) -> None:
-    """Move the storages of `tensors` into one new segment; see Note [whole storages move].
+    """Move the storages of `tensors` into shared memory; see Note [whole storages move].
 
     Args:
         tensors: What lies in shared memory already, or cannot lie there, is left alone.
         residents: Where the new segment is added.
         new_segment: Returns a segment of at least that many bytes.
         watch: Called with each block and the view that keeps it.
+        room: Returns places for storages of these sizes in segments that are there, None for each that has none; what
+            has none goes into one new segment.
     """
     storages: dict[int, torch.UntypedStorage] = {}
     for tensor in tensors:
@@ -55,15 +59,14 @@ def move(
                 storages[storage.data_ptr()] = storage
     if not storages:
         return
-    segment = new_segment(sum(_padded(storage.nbytes()) for storage in storages.values()))
-    residents.add(segment)
-    offset = 0
     over: dict[int, list[torch.Tensor]] = {}
     for tensor in _everything_over(tensors, storages):
         over.setdefault(tensor.untyped_storage().data_ptr(), []).append(tensor)
     # Large ones first: each begins with a page.
-    for address in sorted(storages, key=lambda address: storages[address].nbytes() < PAGED_BYTES):
-        nbytes = storages[address].nbytes()
+    addresses = sorted(storages, key=lambda address: storages[address].nbytes() < PAGED_BYTES)
+    sizes = [storages[address].nbytes() for address in addresses]
+    places = _places(sizes, residents, new_segment, room)
+    for address, nbytes, (segment, offset) in zip(addresses, sizes, places, strict=True):
         view = segment.view(offset, nbytes)
         watch(Block(segment.number, offset, nbytes), view)
         storage = storage_over(view)
@@ -72,7 +75,6 @@ def move(
             _point(tensor, storage)
         # The old one ends here, before the next is copied: it takes no more memory than is there already.
         del storages[address]
-        offset += _padded(nbytes)
     give_back()
 
 
@@ -98,6 +100,32 @@ def give_back() -> None:
     """Give the system back the memory that is free in this process: the C library keeps much of it for later."""
     if _trim is not None:
         _trim(0)
+
+
+def _places(
+    sizes: list[int],
+    residents: Residents,
+    new_segment: Callable[[int], Segment],
+    room: Callable[[list[int]], list[tuple[Segment, int] | None]] | None,
+) -> list[tuple[Segment, int]]:
+    """Return a place for each storage; those that begin with a page come first."""
+    paged = [size for size in sizes if size >= PAGED_BYTES]
+    small = list(map(_padded, sizes[len(paged) :]))
+    wanted = [*paged, sum(small)] if small else paged
+    places = [None] * len(wanted) if room is None else room(wanted)
+    needed = sum(_padded(size) for size, place in zip(wanted, places, strict=True) if place is None)
+    if needed:
+        segment = new_segment(needed)
+        residents.add(segment)
+    begin = 0
+    found: list[tuple[Segment, int]] = []
+    for size, place in zip(wanted, places, strict=True):
+        found.append((segment, begin) if place is None else place)
+        begin += _padded(size) if place is None else 0
+    if small:
+        segment, begin = found.pop()
+        found += zip([segment] * len(small), itertools.accumulate(small[:-1], initial=begin), strict=True)
+    return found
 
 
 def _everything_over(tensors: list[torch.Tensor], storages: dict[int, torch.UntypedStorage]) -> list[torch.Tensor]:
