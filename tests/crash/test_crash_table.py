@@ -184,7 +184,7 @@ class Case:
         self.model.begin(gate)
         gate.open("w").close()  # opens once the thread is there
         if self.how in HARMLESS or self.how == "close-all":
-            gate.open().close()  # opens once the thread is over it
+            wait_for_opener_or_end(gate, self.model.isohub.pid)
         elif self.how != "hang":
             wait_for_end(self.model.isohub.pid)
         return self.model(X).tolist()
@@ -194,6 +194,24 @@ class Case:
         worker.close(timeout_s=1.0 if self.how.startswith("hang") else 60.0)
         wait_for_end(worker.pid)
         return worker.state
+
+
+def wait_for_opener_or_end(gate: Path, pid: int) -> None:
+    """Wait until somebody has opened `gate` to write, being over it, or the process has ended without."""
+    fd = os.open(gate, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        os.close(fd)
+        return
+    try:
+        poll = select.poll()
+        poll.register(fd, 0)  # hung up, once there was somebody
+        poll.register(pidfd, select.POLLIN)
+        assert poll.poll(60_000)
+    finally:
+        os.close(fd)
+        os.close(pidfd)
 
 
 @pytest.fixture(scope="module")
