@@ -28,12 +28,11 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
-from uuid import uuid4
 
 from filelock import FileLock
 
@@ -102,7 +101,7 @@ class Cache:
             if metadata.get("times_hash") != times_hash:
                 if tree.tree_hash(folder / "files") != found:
                     return None
-                _note_times(folder, metadata, times_hash)
+                self._note_times(folder, metadata, times_hash)
         except (OSError, ValueError, KeyError, TypeError):  # not there, cut short, or edited by somebody
             return None
         pycache = folder / "pycache"
@@ -153,6 +152,16 @@ class Cache:
     def scratch(self) -> AbstractContextManager[Path]:
         """Make a temporary folder on the cache's disk, which is removed even if this process is killed."""
         return scratch(self.root / "tmp")
+
+    def _note_times(self, folder: Path, metadata: dict[str, Any], times_hash: str) -> None:
+        """Write down the times of files that were found to be sound, so that they need not be read next time."""
+        try:
+            with self.scratch() as temporary:
+                noted = temporary / _METADATA
+                noted.write_text(_text_of({**metadata, "times_hash": times_hash}), encoding="utf-8")
+                noted.replace(folder / _METADATA)
+        except OSError as error:  # a cache that may only be read: they are read each time
+            _logger.debug("cannot note the times of %s: %s", folder, error)
 
     def _folder_of(self, resolved: Resolved) -> Path:
         repo, commit = resolved.repo, resolved.commit
@@ -253,18 +262,6 @@ class Cache:
             _logger.warning("cannot make %s: %s", checkpoints, error)
             return
         tree.link(hub / "checkpoints", str(checkpoints))
-
-
-def _note_times(folder: Path, metadata: dict[str, Any], times_hash: str) -> None:
-    """Write down the times of files that were found to be sound, so that they need not be read next time."""
-    temporary = folder / f".{uuid4().hex}"
-    try:
-        temporary.write_text(_text_of({**metadata, "times_hash": times_hash}), encoding="utf-8")
-        temporary.replace(folder / _METADATA)
-    except OSError as error:  # a cache that may only be read: they are read each time
-        _logger.debug("cannot note the times of %s: %s", folder, error)
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def _text_of(metadata: dict[str, Any]) -> str:

@@ -62,9 +62,9 @@ class WeightStore:
 
     def find(self, url: str, hash_prefix: str | None = None) -> Weights | None:
         """Return the newest file of a URL that is here and sound, and whose SHA-256 begins so; else None."""
-        of_hash = (one for one in self._of(url) if one.sha256.startswith(hash_prefix or ""))
-        found = [sound for one in of_hash if (sound := self._sound(one)) is not None]
-        return max(found, key=lambda one: one.fetched_at, default=None)
+        of_hash = [one for one in self._of(url) if one.sha256.startswith(hash_prefix or "")]
+        newest_first = sorted(of_hash, key=lambda one: one.fetched_at, reverse=True)
+        return next(filter(None, map(self._sound, newest_first)), None)
 
     def fetch(
         self,

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from isohub.model.module import IsolatedModule
 from isohub.model.objects import BoundMethod, Lease, RemoteObject
+from isohub.model.refusals import is_followed
 from isohub.supervisor.exchange import Begun
 from isohub.supervisor.worker import Worker
 from isohub.wire.messages import Verb
@@ -97,6 +98,8 @@ def _job(place: int, call: Any) -> _Job:
 
 def _is_remote(target: Any) -> bool:
     """Return whether a call of it is nothing but one request."""
+    if is_followed():  # `ask` refuses what cannot be
+        return False
     if type(target) is BoundMethod or issubclass(type(target), RemoteObject):
         return True
     if not issubclass(type(target), IsolatedModule) or torch._C._get_tracing_state() is not None:

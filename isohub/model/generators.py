@@ -42,10 +42,13 @@ def lent(
     try:
         yield args, kwargs
     finally:
-        for generator, lent_one in there.values() if worker.alive else ():
-            state = worker.request("method", (), None, of=lent_one._isohub_lease, path="", name="get_state")
+        for generator, lent_one in there.values():
+            lease = lent_one._isohub_lease
+            if not worker.alive or lease.table is not worker.border.proxies:
+                continue  # it died with its worker, in whose place there may be another
+            state = worker.request("method", (), None, of=lease, path="", name="get_state")
             try:
-                generator.set_state(_checked(state, generator))
+                _take_over(generator, _checked(state, generator))
             except RemoteProtocolError as fault:
                 raise worker.refuse(fault) from fault
 
@@ -56,6 +59,13 @@ def _made(proxy: Any, generator: torch.Generator) -> Any:
     if not hasattr(type(made), "_isohub_type"):
         raise lease.worker.refuse(RemoteProtocolError(f"a {type(made).__name__} where a generator is due"))
     return made
+
+
+def _take_over(generator: torch.Generator, state: torch.Tensor) -> None:
+    try:
+        generator.set_state(state)
+    except RuntimeError as error:
+        raise RemoteProtocolError(f"a state of a generator that torch refuses: {error}") from None
 
 
 def _checked(state: Any, generator: torch.Generator) -> torch.Tensor:

@@ -9,12 +9,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.autograd import forward_ad
 
 from isohub.errors import LocalProtocolError, RemoteProtocolError
 from isohub.model import journal, recipe
 from isohub.model.generators import lent
-from isohub.model.refusals import check_surroundings
+from isohub.model.refusals import check_surroundings, is_followed
 from isohub.supervisor.worker import Worker
 from isohub.wire.messages import Verb
 from isohub.wire.texts import clean
@@ -32,7 +31,8 @@ __all__ = [
 MAX_NESTED = 8
 
 _nesting = threading.local()
-_count_of_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+# What is over with its answer. An attribute that is set, say, would hold what was lent.
+_LENDING = ("call", "method", "run")
 
 
 class Lease:
@@ -170,9 +170,10 @@ class BoundMethod:
 
 def ask(proxy: Any, verb: Verb, *args: Any, name: str = "", kwargs: dict[str, Any] | None = None) -> Any:
     """Ask the worker of `proxy` to do something with what it stands for."""
-    if forward_ad._current_level >= 0 or _count_of_modes():
+    if is_followed():
         check_surroundings(args, kwargs)
-    if torch.Generator in map(type, args) or (kwargs and torch.Generator in map(type, kwargs.values())):
+    has_generator = torch.Generator in map(type, args) or (kwargs and torch.Generator in map(type, kwargs.values()))
+    if has_generator and verb in _LENDING:
         with lent(proxy, args, kwargs) as (there, named):
             return _asked(proxy, verb, there, named, name)
     return _asked(proxy, verb, args, kwargs, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +11,9 @@ from torch.utils._pytree import tree_leaves
 
 from isohub.errors import LocalProtocolError
 
-__all__ = ["check_surroundings"]
+__all__ = ["check_surroundings", "is_followed"]
+
+_count_of_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 
 # Modes of torch under which tensors are stand-ins, by the names of their classes: to import them takes long.
 _TRACERS = {
@@ -18,6 +21,11 @@ _TRACERS = {
     "FakeTensorMode": "FakeTensorMode",
     "FunctionalTensorMode": "functionalization",
 }
+
+
+def is_followed() -> bool:
+    """Return whether torch here may be following what a call does; asked before each call, so it is quick."""
+    return forward_ad._current_level >= 0 or _count_of_modes() > 0
 
 
 def check_surroundings(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> None:

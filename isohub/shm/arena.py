@@ -63,10 +63,7 @@ class Arena:
 
     def allocate(self, nbytes: int) -> Block:
         """Return a free block of `nbytes` bytes."""
-        size = padded(nbytes)
-        found = self._take(size) or self._take_new(size)
-        self._used[found] = size
-        return Block(*found, nbytes)
+        return self.allocate_all([nbytes])[0]
 
     def allocate_all(self, sizes: list[int]) -> list[Block]:
         """Return free blocks of these sizes, in bytes, one after the other in one segment; or none at all."""
@@ -92,7 +89,7 @@ class Arena:
         return Block(*found, nbytes)
 
     def drop(self, number: int) -> bool:
-        """Forget a segment if no block of it is out; return whether it was forgotten."""
+        """Forget one of the segments if no block of it is out; return whether it was forgotten."""
         if any(segment == number for segment, _ in self._used):
             return False
         del self._segments[number], self._free[number]

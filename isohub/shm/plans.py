@@ -106,7 +106,9 @@ class Plans:
                     (arena.address(block), source, block.nbytes) for block, source in zip(blocks, sources, strict=True)
                 ]
             else:
-                for address, nbytes in zip(sources, written.sizes, strict=True):
+                pairs = list(zip(sources, written.sizes, strict=True))
+                arena.reserve([n for address, n in pairs if address not in placed or placed[address].nbytes != n])
+                for address, nbytes in pairs:
                     if address in placed and placed[address].nbytes == nbytes:
                         blocks.append(placed.pop(address))
                         continue

@@ -61,11 +61,7 @@ class Turn:
 
     def try_take(self) -> bool:
         """Take the turn if that needs no waiting; return whether it did."""
-        if not self._lock.acquire(False):
-            return False
-        self._depth += 1
-        self._owner = threading.get_ident()
-        return True
+        return self._lock.acquire(False) and self._taken()
 
     def give(self) -> None:
         """Give the turn back, as often as it was taken."""

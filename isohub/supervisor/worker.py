@@ -131,7 +131,7 @@ class Worker:
 
     @property
     def weights_nbytes(self) -> int:
-        """Bytes of weights in shared memory."""
+        """Bytes of shared memory that is there for weights."""
         return self.border.residents.nbytes
 
     def status(self) -> WorkerStatus:

@@ -5,8 +5,8 @@ for a large tensor on the CPU, these give one of the same shape, dtype and value
 the same random numbers. Whatever is not quite plain is left to torch: an inference tensor, one on another device or
 in another layout, all that is traced, faked or compiled.
 
-Such a tensor differs from one of torch's own in one thing: torch cannot resize its storage. One that is to be resized
-is put into private memory first.
+Such a tensor differs from one of torch's own in one thing: torch cannot resize its storage. A tensor that is to be
+resized is put into private memory first; of `untyped_storage().resize_()` nobody hears, and it fails.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -59,6 +60,8 @@ def born_in(nursery: Nursery) -> Iterator[None]:
             hook.remove()
         # Else the repository has a mode of its own on, and torch takes that other way anyhow.
 
+    # The caller of a compiled module is told of hooks like this one, which would be none of its own.
+    warnings.filterwarnings("ignore", r"Using `torch\.compile\(module\)` when there are global hooks")
     hook = register_module_forward_pre_hook(leave)
     _overrides._push_mode(mode)
     try:
@@ -93,7 +96,7 @@ class _Births(TorchFunctionMode):
 
     def made(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
         """Return what a function that makes tensors of a given size would return; None to leave it to torch."""
-        if not kwargs.keys() <= _KNOWN:
+        if not kwargs.keys() <= _KNOWN or not _is_ordinary_moment():
             return None
         rest: tuple[Any, ...] = ()
         size: Any = kwargs.get("size", args)
@@ -122,9 +125,11 @@ class _Births(TorchFunctionMode):
             return None
         source, rest = args[0], args[1:]
         if (
-            not _is_large(source.shape)
-            or not _is_plain(source)
-            or not source.is_contiguous()
+            not _is_plain(source)
+            or not _is_large(source.shape)
+            or not _is_ordinary_moment()
+            # Along an axis of one element a contiguous one may have any stride, by which torch chooses a memory format.
+            or list(source.stride()) != _strides_of(source.shape)
             or kwargs.get("memory_format") not in (None, torch.preserve_format, torch.contiguous_format)
             or (source.requires_grad and torch.is_grad_enabled())
         ):
@@ -160,7 +165,8 @@ class _Births(TorchFunctionMode):
         """
         if not self._born:
             return
-        born = [one for one in tensors if type(one) in _KINDS and one.is_cpu and self._nursery.has(one.data_ptr())]
+        plain = [one for one in tensors if type(one) in _KINDS and _is_plain(one)]
+        born = [tensor for tensor in plain if self._nursery.has(tensor.data_ptr())]
         storages: dict[int, torch.UntypedStorage] = {}
         with torch._C.DisableTorchFunction():
             for old in [tensor.untyped_storage() for tensor in born]:
@@ -172,7 +178,7 @@ class _Births(TorchFunctionMode):
 
     def _like(self, like: Any, size: Any) -> torch.Tensor | None:
         """Return a tensor of that size, all zeros, like one without elements; None if there is no memory for it."""
-        if type(like) is not torch.Tensor or not _is_plain(like) or not _is_ordinary_moment():
+        if type(like) is not torch.Tensor or not _is_plain(like):
             return None
         nbytes = math.prod(size) * like.itemsize
         view = self._nursery.allocate(nbytes) if nbytes >= LEAST_BYTES else None
@@ -180,8 +186,11 @@ class _Births(TorchFunctionMode):
             return None
         self._born = True
         with torch._C.DisableTorchFunction():
-            stride = [math.prod(size[place + 1 :]) for place in range(len(size))]
-            return tensor_over(storage_over(view), like.dtype, 0, size, stride).data
+            return tensor_over(storage_over(view), like.dtype, 0, size, _strides_of(size)).data
+
+
+def _strides_of(size: Any) -> list[int]:
+    return [math.prod(size[place + 1 :]) for place in range(len(size))]
 
 
 def _is_large(size: Any) -> bool:
@@ -191,6 +200,7 @@ def _is_large(size: Any) -> bool:
 def _is_plain(tensor: torch.Tensor) -> bool:
     return (
         tensor.layout is torch.strided
+        and not tensor.is_nested
         and tensor.is_cpu
         and name_of_dtype(tensor.dtype) is not None
         and tensor.dtype is not torch.complex32  # of which torch warns
@@ -203,11 +213,11 @@ def _are_alike(target: Any, source: Any) -> bool:
     return (
         type(target) in _KINDS
         and type(source) in _KINDS
+        and _is_plain(target)
+        and _is_plain(source)
         and target.shape == source.shape
         and target.dtype is source.dtype
         and _is_large(target.shape)
-        and _is_plain(target)
-        and _is_plain(source)
         and target.is_contiguous()
         and source.is_contiguous()
         and not (torch.is_grad_enabled() and (target.requires_grad or source.requires_grad))

@@ -9,7 +9,10 @@ import pickle
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+import torch
+from torch.utils._pytree import tree_leaves
 
 from isohub.shm.arena import Arena
 from isohub.shm.copying import copy_all
@@ -35,9 +38,6 @@ from isohub.worker import export, weights
 from isohub.worker.autograd import Graphs
 from isohub.worker.nursery import Nursery
 from isohub.worker.objects import Objects
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["Border", "Use"]
 
@@ -257,6 +257,15 @@ class Border:
         finally:
             nursery.close()
             self.nursery = before
+
+    def has_input(self, value: Any) -> bool:
+        """Return whether a plain tensor in a value lies in memory of an input, which goes back with the answer."""
+        places = [leaf.untyped_storage().data_ptr() for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+        return any(
+            segment.address <= place < segment.address + segment.nbytes
+            for segment in self._inbox.values()
+            for place in places
+        )
 
     def take_weights(self, numbers: list[int]) -> None:
         """Know that segments which have just come hold weights, of a module that a worker before this one had."""

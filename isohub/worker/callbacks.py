@@ -72,6 +72,14 @@ class Callbacks:
         with outer[-1].watching(args, kwargs):
             return detour.around(args, kwargs)
 
+    def compile(self, module: torch.nn.Module, compile_it: Callable[[], object]) -> None:
+        """Compile a module, whose hooks in the parent run as before."""
+        detour = vars(module).get(_CALL)
+        compile_it()
+        if isinstance(detour, _Detour):
+            detour.before = vars(module)[_CALL]
+            vars(module)[_CALL] = detour
+
     def _outer(self) -> list[_Call]:
         """Return the calls that this thread has had the parent make, and that have not ended."""
         calls: list[_Call] = self._under_way.__dict__.setdefault("calls", [])

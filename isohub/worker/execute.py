@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,8 @@ from isohub.worker.hubconf import Hubconf
 from isohub.worker.savers import Savers
 
 __all__ = ["Executor"]
+
+_LARGE_BYTES = 1 << 20
 
 
 class Executor:
@@ -35,7 +38,7 @@ class Executor:
         self._callbacks = callbacks
         self._savers = Savers()
         self._savers.take_over()
-        self.result: Any = None  # of the last call, until it is sent: to free large memory can take milliseconds
+        self.result: Any = None  # of the last call, if it is large, until it is sent: to free it takes milliseconds
         self.took: list[tuple[Any, float]] = []  # by the parts of the last build; see `wire.messages.Returned`
 
     def execute(self, request: Request) -> Payload:
@@ -60,8 +63,12 @@ class Executor:
         target = self._target(request)
         args, kwargs = self._border.unpack(request.payload)
         args, kwargs = devices.to_device_of(target, (args, kwargs))
-        self.result = devices.to_cpu(self._callbacks.call(target, *args, **kwargs))
-        return self._border.pack(self.result, only_forward=isinstance(target, torch.nn.Module))
+        result = devices.to_cpu(self._callbacks.call(target, *args, **kwargs))
+        payload = self._border.pack(result, only_forward=isinstance(target, torch.nn.Module))
+        # One with a form is of plain tensors.
+        if payload.form and sum(block.nbytes for block in payload.blocks) >= _LARGE_BYTES:
+            self.result = None if self._border.has_input(result) else result
+        return payload
 
     def _list(self, _: Request) -> Payload:
         return self._border.pack(self._hubconf.list())
@@ -119,7 +126,12 @@ class Executor:
     def _apply(self, request: Request) -> Payload:
         """Change a module by one of its own methods, and describe its tree as it is then."""
         args, kwargs = self._border.unpack(request.payload)
-        getattr(self._target(request), request.name)(*args, **kwargs)
+        target = self._target(request)
+        change = functools.partial(getattr(target, request.name), *args, **kwargs)
+        if request.name == "compile":
+            self._callbacks.compile(target, change)
+        else:
+            change()
         return self._border.describe(request.handle)
 
     def _train(self, request: Request) -> Payload:

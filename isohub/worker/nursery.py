@@ -31,6 +31,8 @@ MIN_SEGMENT_BYTES = 16 << 20
 # may keep a descriptor for each.
 _GROWTH = 4
 MAX_SEGMENTS = 64
+# What is larger is a mistake, which torch says better.
+_MACHINE_BYTES = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 _open: weakref.WeakSet[Nursery] = weakref.WeakSet()
 
@@ -66,7 +68,7 @@ class Nursery:
 
     def allocate(self, nbytes: int) -> memoryview | None:
         """Return a view of new memory, full of zeros, that is in use while the view lives; None if there is none."""
-        if not self._reusing:
+        if not self._reusing or nbytes > _MACHINE_BYTES:
             return None
         self._take_back()
         size = padded_to_pages(nbytes)
@@ -113,7 +115,7 @@ class Nursery:
         self._take_back()
         for number, (segment, _) in list(self._segments.items()):
             # It would stay for a few small ones, and count as weights with all its size.
-            if segment.nbytes > 2 * sum(sizes) and self._arena.drop(number):
+            if number in self._whole and segment.nbytes > 2 * sum(sizes) and self._arena.drop(number):
                 del self._whole[number]
         places: list[tuple[Segment, int] | None] = []
         for size in sizes:
@@ -122,7 +124,7 @@ class Nursery:
         return places
 
     def settle(self) -> None:
-        """Know that the parent may see tensors from now on: nothing more is born here, and no place is used again."""
+        """Know that others may see tensors from now on: nothing more is born here, and no place is used again."""
         self._reusing = False
 
     def close(self) -> None:
@@ -137,7 +139,10 @@ class Nursery:
             os.close(self._segments.popitem()[1][1])
 
     def part(self) -> None:
-        """See the memory as it is now, and write to it alone: in a fork, which must not write to its parent's."""
+        """Write to the memory alone: in a fork, which must not write to its parent's.
+
+        What the parent writes in place later is still seen on pages that were not written to here.
+        """
         for segment, fd in self._segments.values():
             with contextlib.suppress(OSError):
                 replace(as_private(segment.address, padded_to_pages(segment.nbytes), fd, 0))
@@ -192,4 +197,9 @@ def _part_all() -> None:
         nursery.part()
 
 
-os.register_at_fork(after_in_child=_part_all)
+def _settle_all() -> None:
+    for nursery in list(_open):
+        nursery.settle()
+
+
+os.register_at_fork(before=_settle_all, after_in_child=_part_all)

@@ -111,6 +111,8 @@ class _Server:
                     payload = self._executor.execute(request)
                 if request.verb == "build":
                     took = self._executor.took
+                if nested:
+                    self._executor.result = None
             elif isinstance(request, Prepare):
                 downloads.take_over(self._line.need_files)
                 self._border.frozen = request.frozen

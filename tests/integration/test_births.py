@@ -20,6 +20,7 @@ REPO = """
     import io
     import os
     import threading
+    import warnings
     import torch
     from torch import nn
 
@@ -44,6 +45,7 @@ REPO = """
         "half": lambda: nn.Linear(600, 512).half().weight,
         "to": lambda: nn.Linear(600, 512).to(torch.float64).weight,
         "loaded": lambda: loaded().weight,
+        "after_a_mistake": lambda: after_a_mistake(),
     }
     OTHERS = {
         "small": lambda: torch.rand(9),
@@ -68,7 +70,27 @@ REPO = """
         "compiled": lambda: torch.compile(scripted, backend="eager", fullgraph=True)(torch.ones(1)),
         "mapped": lambda: torch.vmap(lambda x: x + torch.zeros(300000))(torch.ones(2, 1)),
         "in_a_thread": lambda: in_a_thread(lambda: torch.full(SIZE, 2.0)),
+        "half_channels_last": lambda: channels_last().half().weight,
+        "copy_channels_last": lambda: copy.deepcopy(channels_last()).weight,
+        "nested": lambda: nested().clone().to(torch.float64).to_padded_tensor(0.0),
     }
+
+    def channels_last():
+        return nn.Conv2d(512, 600, 1).to(memory_format=torch.channels_last)
+
+    def nested():
+        torch.ones(SIZE)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.nested.nested_tensor([torch.ones(300, 512), torch.ones(200, 512)])
+
+    def after_a_mistake():
+        for size in ((1 << 31, 1 << 29), (1 << 62, 1 << 62), (1 << 20, 1 << 30)):
+            try:
+                torch.empty(size)
+            except RuntimeError:
+                pass
+        return nn.Linear(600, 512).weight
 
     def scripted(x):
         return x + torch.ones(512, 600)
@@ -181,6 +203,20 @@ REPO = """
         os.close(writing)
         return nn.ParameterList([tensor]), os.read(reading, 100).decode()
 
+    def forked_and_dropped():
+        tensor = torch.full((1 << 20,), 1.0)
+        (reading, writing), (waiting, going) = os.pipe(), os.pipe()
+        pid = os.fork()
+        if not pid:
+            os.read(waiting, 1)
+            os.write(writing, str(float(tensor.sum())).encode())
+            os._exit(0)
+        del tensor
+        torch.full((1 << 20,), 2.0)
+        os.write(going, b"x")
+        os.waitpid(pid, 0)
+        return os.read(reading, 100).decode()
+
     def plenty(count):
         return nn.ParameterList([torch.full((1 << 16,), float(number)) for number in range(count)])
 
@@ -247,11 +283,13 @@ def plain(repo: Path, name: str, *args: Any) -> Any:
 BORN = [
     "empty", "zeros", "ones", "ones_bool", "full", "full_float", "rand", "rand_half", "randn", "randn_odd",
     "randn_complex", "rand_own", "linear", "embedding", "clone", "deepcopy", "half", "to", "loaded",
+    "after_a_mistake",
 ]  # fmt: skip
 OTHERS = [
     "small", "arange", "meta", "channels_last", "strided", "cloned_with_graph", "copied_with_graph",
     "copied_from_int", "copied_to_part", "copied_in_memory", "inference", "on_meta", "deterministic", "resized",
     "shrunk", "resized_tied", "out", "traced", "scripted", "compiled", "mapped", "in_a_thread",
+    "half_channels_last", "copy_channels_last", "nested",
 ]  # fmt: skip
 
 
@@ -320,6 +358,11 @@ def test_fork_has_memory_of_its_own(repo: Path, forkserver: int):
 
     assert child == f"{float(MIB)} {5.0 * MIB} {6.0 * MIB}"
     assert torch.equal(torch.full((MIB,), 1.0), weight.detach())
+
+
+def test_fork_keeps_what_is_dropped(repo: Path, forkserver: int):
+    """A large tensor that a fork has inherited stays what it is there when the entrypoint drops it and goes on."""
+    assert isohub.load(url(repo, "v1"), "forked_and_dropped", isolate=isohub.Isolation(threads=1)) == f"{float(MIB)}"
 
 
 def test_no_room_is_no_error(repo: Path, forkserver: int):

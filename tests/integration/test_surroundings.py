@@ -109,6 +109,13 @@ def test_generator_goes_through_run_in_and_gather(repo: str, forkserver: int):
     assert_same(expected, actual)
 
 
+def unseeded() -> torch.Tensor:
+    """Return a state that is right but for one flag, at which torch alone looks."""
+    state = torch.Generator().manual_seed(5).get_state()
+    state[12:16] = 0
+    return state
+
+
 @pytest.mark.parametrize(
     "state",
     [
@@ -117,6 +124,7 @@ def test_generator_goes_through_run_in_and_gather(repo: str, forkserver: int):
         pytest.param(torch.full((5056,), 255, dtype=torch.uint8), id="place-outside"),
         pytest.param(torch.zeros(5056, dtype=torch.uint8, device="meta"), id="without-memory"),
         pytest.param("a text", id="no-tensor"),
+        pytest.param(unseeded(), id="never-seeded"),
     ],
 )
 def test_state_that_is_none_ends_the_worker(repo: str, forkserver: int, state: Any):
@@ -144,6 +152,11 @@ def dual(model: Any) -> object:
         return isohub.run_in(model, lambda module, given: module(given["x"]), {"x": forward_ad.make_dual(X, X)})
 
 
+def dual_at_once(model: Any) -> object:
+    with forward_ad.dual_level():
+        return isohub.gather([(model, forward_ad.make_dual(X, X))])
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated:DeprecationWarning")
 @pytest.mark.parametrize(
     ("follow", "words"),
@@ -151,6 +164,7 @@ def dual(model: Any) -> object:
         pytest.param(record, "make_fx.*run_in.*export", id="make_fx"),
         pytest.param(fake, "FakeTensorMode.*run_in", id="fake"),
         pytest.param(dual, "forward mode.*run_in", id="dual"),
+        pytest.param(dual_at_once, "forward mode.*run_in", id="dual-at-once"),
         pytest.param(lambda model: torch.func.vmap(model)(X), "vmap.*run_in", id="vmap"),
         pytest.param(lambda model: torch.func.grad(lambda x: model(x).sum())(X), "torch.func.*run_in", id="func"),
         pytest.param(lambda model: torch.jit.script(nn.Sequential(model)), 'returns="torchscript"', id="script"),
@@ -186,3 +200,17 @@ def test_compiled_module_is_compiled_in_its_worker(repo: str, forkserver: int):
 
     assert model._compiled_call_impl is None
     assert isohub.run_in(model, lambda module: module._compiled_call_impl is not None)
+
+
+def test_hooks_of_a_part_run_when_it_is_compiled(repo: str, forkserver: int):
+    """A hook of the program on a part runs at each call, also when the part is compiled afterwards."""
+    model = isohub.load(repo, "net")
+    seen: list[str] = []
+    name, part = next((name, part) for name, part in model.named_modules() if name)
+    part.register_forward_hook(lambda *_: seen.append(name))
+    model(X)
+    part.compile(backend="eager")
+
+    model(X)
+
+    assert [name, name] == seen
