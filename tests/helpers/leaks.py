@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import threading
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["Holdings", "holdings"]
+__all__ = ["Holdings", "holdings", "nobodys_shared_memory"]
 
 
 class Holdings(dict[str, Counter[str]]):
@@ -27,6 +28,15 @@ def holdings() -> Holdings:
         mappings=Counter(_mappings()),
         threads=Counter(thread.name for thread in threading.enumerate()),
     )
+
+
+def nobodys_shared_memory() -> set[Path]:
+    """Return what has a name in /dev/shm and is not mapped by any process that lives: what was left there."""
+    there = set(Path("/dev/shm").iterdir())
+    for maps in Path("/proc").glob("[0-9]*/maps") if there else ():
+        with suppress(OSError):  # it has just ended
+            there -= {Path(line.split()[5]) for line in maps.read_text().splitlines() if " /dev/shm/" in line}
+    return {path for path in there if path.exists()}
 
 
 def _descriptors() -> list[str]:
