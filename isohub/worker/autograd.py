@@ -21,9 +21,13 @@ from isohub.errors import LocalProtocolError
 from isohub.shm.tensors import tensor_over
 from isohub.wire.messages import Graph, Numbered
 from isohub.worker.objects import Objects
+from isohub.worker.weights import give_back
 
 __all__ = ["Graphs"]
 
+# From this size on a gradient's own memory is given back to the system at once, or it would be there twice; new pages
+# for the next one take a fraction of the time in which it is computed. Smaller ones find it again in the C library.
+LARGE_BYTES = 16 << 20
 # In the metadata of a node: the graph that it is counted in.
 _GRAPH = "isohub"
 _UNKNOWN: tuple[Callable[[], torch.Tensor | None], int, int] = (lambda: None, 0, 0)
@@ -267,6 +271,8 @@ class _Graph:
         def add(source: object, gradient: torch.Tensor | None) -> None:
             if gradient is not None:
                 _check(gradient)
+                if gradient.nbytes >= LARGE_BYTES:
+                    give_back()  # what the one before took
                 before = found.get(id(source))
                 if before is None:
                     found[id(source)] = place(gradient)
