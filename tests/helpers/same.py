@@ -1,11 +1,23 @@
-"""Equality that is as strict as "the same result" means: type, dtype, layout in memory and every bit."""
+"""Equality that is as strict as "the same result" means: type, dtype, layout in memory and every bit; and twins."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
 
-__all__ = ["assert_same", "raw"]
+import isohub
+
+__all__ = ["assert_same", "both", "raw"]
+
+
+def both(repo: str) -> tuple[Any, Any]:
+    """Return the module of the entrypoint `net` in this process, and its isolated twin."""
+    torch.manual_seed(0)
+    plain = isohub.load(repo, "net", isolate=False)
+    torch.manual_seed(0)
+    return plain, isohub.load(repo, "net")
 
 
 def raw(tensor: torch.Tensor) -> bytes:

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 import isohub
 from isohub.errors import LocalProtocolError, RemoteError
 from tests.helpers.repos import make_repo, url
-from tests.helpers.same import assert_same
+from tests.helpers.same import assert_same, both
 
 REPO = """
     import torch
@@ -59,14 +59,6 @@ X = torch.linspace(-1, 1, 12).reshape(3, 4)
 def repo(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("run_in") / "owner" / "repo"
     return url(make_repo(folder, {"v1": {"hubconf.py": REPO}}), "v1")
-
-
-def both(repo: str) -> tuple[Any, Any]:
-    """Return the module in this process, and its isolated twin."""
-    torch.manual_seed(0)
-    plain = isohub.load(repo, "net", isolate=False)
-    torch.manual_seed(0)
-    return plain, isohub.load(repo, "net")
 
 
 def whereabouts(module: Any, *args: Any, **kwargs: Any) -> tuple[int, str, tuple[Any, ...], dict[str, Any]]:

@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import isohub
 from isohub.errors import LocalProtocolError, RemoteProtocolError
 from tests.helpers.repos import make_repo, url
-from tests.helpers.same import assert_same
+from tests.helpers.same import assert_same, both
 
 REPO = """
     import sys
@@ -60,14 +60,6 @@ X = torch.linspace(-1, 1, 12).reshape(3, 4)
 def repo(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("surroundings") / "owner" / "repo"
     return url(make_repo(folder, {"v1": {"hubconf.py": REPO}}), "v1")
-
-
-def both(repo: str) -> tuple[Any, Any]:
-    """Return the module in this process, and its isolated twin."""
-    torch.manual_seed(0)
-    plain = isohub.load(repo, "net", isolate=False)
-    torch.manual_seed(0)
-    return plain, isohub.load(repo, "net")
 
 
 def failing(model: Any, generator: torch.Generator) -> None:
